@@ -1,0 +1,71 @@
+"""Options of the public calls: frozen, keyword-only, validated when made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from tilecodec.errors import UsageError
+
+Device = str
+"""``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+TILE: Final = 512
+"""Default tile side, pixels."""
+TILES_PER_CHUNK: Final = 4
+"""Default chunk side, tiles."""
+
+
+def _check(ok: bool, name: str, got: object, expected: str) -> None:
+    if not ok:
+        raise UsageError(f"option {name} is out of range", got=got, expected=expected, where=name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodeOptions:
+    """How a picture is encoded."""
+
+    model: str = "default"
+    """Model name, sha256 or path of a model folder."""
+    quality: float = 50.0
+    """1 (smallest) to 100 (best); continuous where the model has more than one rate point."""
+    tile: int = TILE
+    """Tile side in pixels, a multiple of the model's hyper-latent stride (128 for the default model)."""
+    overlap: int | None = None
+    """Margin of neighbouring latents a tile is decoded with, pixels; None: the model's choice."""
+    halo: int | None = None
+    """Margin of pixels a tile is analysed with; None: the model's choice."""
+    chunk_tiles: int = TILES_PER_CHUNK
+    """Tiles along a chunk's side."""
+    levels: int | Literal["auto"] = "auto"
+    """Pyramid levels; auto: halve until the longer side is at most 1024 px."""
+    device: Device = "auto"
+    precision: Precision = "auto"
+    overwrite: bool = False
+    """Replace an existing target."""
+    resume: bool = False
+    """Continue an unfinished target written with the same options."""
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.quality <= 100, "quality", self.quality, "1 to 100")
+        _check(128 <= self.tile <= 4096 and self.tile % 128 == 0, "tile", self.tile, "a multiple of 128 up to 4096")
+        _check(1 <= self.chunk_tiles <= 16, "chunk_tiles", self.chunk_tiles, "1 to 16")
+        if self.levels != "auto":
+            _check(isinstance(self.levels, int) and 1 <= self.levels <= 24, "levels", self.levels, "auto or 1 to 24")
+        for name, value in (("overlap", self.overlap), ("halo", self.halo)):
+            _check(value is None or 0 <= value <= self.tile, name, value, f"0 to the tile side, {self.tile}")
+        _check(not (self.overwrite and self.resume), "resume", "with overwrite", "one of the two")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeOptions:
+    """How a container is decoded."""
+
+    device: Device = "auto"
+    precision: Precision = "auto"
+    cache_bytes: int = 64 << 20
+    """Bytes of decoded windows kept for the next read."""
+
+    def __post_init__(self) -> None:
+        _check(self.cache_bytes >= 0, "cache_bytes", self.cache_bytes, "0 or more")

@@ -1,0 +1,169 @@
+"""Every error tilecodec raises on purpose.
+
+    TileCodecError
+    ├── UsageError (ValueError)                options that contradict or leave their range; CLI exit 2
+    │   └── RegionError (IndexError)           a region outside the picture
+    ├── SourceError (ValueError)               the input is not a picture that can be encoded
+    │   └── UnsupportedPixelsError             dtype, band count or compression without support
+    ├── StorageError (OSError)                 reading or writing failed; CLI exit 3
+    │   ├── MissingFileError (FileNotFoundError)
+    │   └── TargetExistsError (FileExistsError)
+    ├── ModelError (ValueError)
+    │   ├── UnknownModelError                  no such model name, path or hash
+    │   ├── ModelHashError                     weights differ from what the container names
+    │   └── ModelConfigError                   a model config with wrong fields
+    └── ContainerError (ValueError)
+        ├── NotAContainerError                 no tilecodec container there, or metadata that break its rules
+        ├── IncompleteContainerError           the container was never finished
+        └── TileError                          one tile, named by level, row and column
+            ├── CorruptTileError               its bytes or its symbols fail their check
+            └── LostTileError                  its chunk or entry is absent
+
+Each carries ``got``, ``expected`` and ``where`` and, where there is one, a ``hint`` that names the remedy. ``reason``
+is a stable code; those of payload and container faults are listed in ``formats/``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class TileCodecError(Exception):
+    """The root of the tree.
+
+    Args:
+        problem: what went wrong, in words.
+        got: the offending value.
+        expected: what was wanted instead.
+        where: file, option, or tile.
+        hint: what the user can do.
+        reason: stable code; the class's own unless given.
+    """
+
+    reason: str = "error"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        problem: str = "",
+        *,
+        got: Any = None,
+        expected: Any = None,
+        where: Any = None,
+        hint: str | None = None,
+        reason: str | None = None,
+    ) -> None:
+        self.problem, self.got, self.expected, self.where, self.hint = problem, got, expected, where, hint
+        if reason is not None:
+            self.reason = reason
+        details = [f"{k}: {v}" for k, v in (("got", got), ("expected", expected), ("where", where)) if v is not None]
+        text = "; ".join([problem or type(self).__doc__ or self.reason, *details])
+        super().__init__(f"{text}. {hint}" if hint else text)
+
+
+class UsageError(TileCodecError, ValueError):
+    """An option is out of range or contradicts another"""
+
+    reason = "usage"
+    exit_code = 2
+
+
+class RegionError(UsageError, IndexError):
+    """The region lies outside the picture"""
+
+    reason = "region"
+    exit_code = 1
+
+
+class SourceError(TileCodecError, ValueError):
+    """The input cannot be read as a picture"""
+
+    reason = "source"
+
+
+class UnsupportedPixelsError(SourceError):
+    """The picture's pixels are of a kind without support"""
+
+    reason = "unsupported-pixels"
+
+
+class StorageError(TileCodecError, OSError):
+    """Reading or writing failed"""
+
+    reason = "storage"
+    exit_code = 3
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class MissingFileError(StorageError, FileNotFoundError):
+    """There is no such file"""
+
+    reason = "missing-file"
+
+
+class TargetExistsError(StorageError, FileExistsError):
+    """The target exists"""
+
+    reason = "target-exists"
+
+
+class ModelError(TileCodecError, ValueError):
+    """A model cannot be used"""
+
+    reason = "model"
+
+
+class UnknownModelError(ModelError):
+    """No model goes by this name"""
+
+    reason = "unknown-model"
+
+
+class ModelHashError(ModelError):
+    """The weights are not those that were named"""
+
+    reason = "model-hash"
+
+
+class ModelConfigError(ModelError):
+    """The model's config breaks its rules"""
+
+    reason = "model-config"
+
+
+class ContainerError(TileCodecError, ValueError):
+    """The container breaks its rules"""
+
+    reason = "container"
+
+
+class NotAContainerError(ContainerError):
+    """There is no tilecodec container"""
+
+    reason = "not-a-container"
+
+
+class IncompleteContainerError(ContainerError):
+    """The container was never finished"""
+
+    reason = "incomplete"
+
+
+class TileError(ContainerError):
+    """A tile cannot be decoded"""
+
+    reason = "tile"
+
+
+class CorruptTileError(TileError):
+    """A tile's bytes or symbols fail their check"""
+
+    reason = "corrupt-tile"
+
+
+class LostTileError(TileError):
+    """A tile is absent"""
+
+    reason = "lost-tile"

@@ -1,0 +1,124 @@
+"""DiTIC: the whole network, assembled from a config.
+
+    pixels ─► vae.encode ─► g_a ─► y ─► (entropy model) ─► y_hat ─► mean, sigma, residual, prompt
+                                                                      │
+    pixels ◄─ vae.decode ◄─ x0 = mean - sigma0 * weight(sigma) * DiT(mean | prompt) + residual
+
+Shape legend: B batch; H, W pixels; h, w latent positions. Pixels are floats in [-1, 1].
+
+Source: DiT-IC, arXiv 2603.13162.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tilecodec.model.config import DiTICConfig, TransformerConfig
+from tilecodec.model.guidance import LatentGuidance
+from tilecodec.model.latent_codec import LatentCodec
+from tilecodec.model.light_vae import LightVAE
+
+
+@dataclass(frozen=True, slots=True)
+class Denoised:
+    """The one diffusion step's inputs and result, each (B, latent_channels, h, w) unless said."""
+
+    mean: Tensor
+    log_scale: Tensor
+    """Log-variance, before its clamp to [-30, 20]."""
+    residual: Tensor
+    prompt: Tensor
+    """Prompt features, (B, prompt_channels, h', w')."""
+    caption: Tensor | None
+    """Caption tokens, (B, tokens, caption_channels); None without a transformer."""
+    velocity: Tensor | None
+    x0: Tensor
+
+
+class DiTIC(nn.Module):
+    """One-step diffusion-transformer image codec; the official network and the default model are two configs of it."""
+
+    def __init__(self, config: DiTICConfig) -> None:
+        super().__init__()
+        self.config = config
+        latent = config.vae.latent_channels
+        if config.vae.kind == "light":
+            self.vae: nn.Module = LightVAE(config.vae)
+        else:
+            from tilecodec.model.dc_ae import DCAE
+
+            self.vae = DCAE(config.vae)
+        self.aux_codec: nn.Module | None = None
+        if config.aux_encoder is not None:
+            from tilecodec.model.elic import ElicAnalysis
+
+            self.aux_codec = ElicAnalysis(config.aux_encoder)
+        aux_channels = config.aux_encoder.channels if config.aux_encoder else 0
+        self.codec = LatentCodec(config.codec, latent, aux_channels)
+        self.DiT: nn.Module | None = None
+        self.prompter: LatentGuidance | None = None
+        if config.transformer is not None:
+            self.DiT = build_transformer(config.transformer, latent, config.guidance.caption_channels)
+            self.prompter = LatentGuidance(config.guidance, config.codec.prompt_channels)
+
+    def analyse(self, x_B3HW: Tensor) -> Tensor:
+        """Pixels in [-1, 1], sides multiples of ``y_stride``, to the code y before its gain, (B, Cy, h, w)."""
+        latent = self.encode_latent(x_B3HW)
+        aux = None if self.aux_codec is None else self.aux_codec((x_B3HW + 1) / 2)
+        return self.codec.g_a(latent, aux)  # type: ignore[no-any-return]
+
+    def encode_latent(self, x_B3HW: Tensor) -> Tensor:
+        """Pixels to the scaled VAE latent."""
+        return self.vae.encode(x_B3HW) * self.config.vae.scaling_factor  # type: ignore[operator,no-any-return]
+
+    def denoise(self, y_hat: Tensor, scale: Tensor, rate_B: Tensor, *, diffuse: bool = True) -> Denoised:
+        """The decoder up to the denoised latent.
+
+        Args:
+            y_hat: decoded code in latent units (inverse gain applied), (B, Cy, h/2, w/2).
+            scale: Gaussian scales in the same units.
+            rate_B: rate position in [0, 1] of each picture.
+            diffuse: False leaves the diffusion step out (as training does before the trunk has settled).
+        """
+        mean = self.codec.g_s(y_hat)
+        residual = self.codec.aux(y_hat)
+        log_scale = self.codec.scale(scale)
+        prompt = self.codec.prompt(y_hat)
+        if not diffuse or self.DiT is None or self.prompter is None or self.config.transformer is None:
+            return Denoised(mean, log_scale, residual, prompt, None, None, mean + residual)
+        settings = self.config.transformer
+        caption = self.prompter(prompt)
+        timestep = settings.timestep - settings.timestep_span * rate_B
+        velocity = self.DiT(mean, encoder_hidden_states=caption, timestep=timestep, return_dict=False)[0]
+        sigma = torch.exp(log_scale.float().clamp(-30.0, 20.0) / 2)
+        weight = torch.where(sigma < 4, 0.15 * sigma + 0.4, 1.0)
+        x0 = mean - settings.sigma * weight.to(mean.dtype) * velocity + residual
+        return Denoised(mean, log_scale, residual, prompt, caption, velocity, x0)
+
+    def render(self, x0: Tensor) -> Tensor:
+        """Denoised latent to pixels clamped to [-1, 1], (B, 3, H, W)."""
+        return self.vae.decode(x0 / self.config.vae.scaling_factor).clamp(-1, 1)  # type: ignore[operator,no-any-return]
+
+
+def build_transformer(config: TransformerConfig, channels: int, caption_channels: int) -> nn.Module:
+    """diffusers' SANA transformer without positional encoding, latents in and velocity out."""
+    from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
+
+    return SanaTransformer2DModel(
+        in_channels=channels,
+        out_channels=channels,
+        num_attention_heads=config.num_attention_heads,
+        attention_head_dim=config.attention_head_dim,
+        num_layers=config.num_layers,
+        num_cross_attention_heads=config.num_cross_attention_heads,
+        cross_attention_head_dim=config.cross_attention_head_dim,
+        cross_attention_dim=config.num_cross_attention_heads * config.cross_attention_head_dim,
+        caption_channels=caption_channels,
+        mlp_ratio=config.mlp_ratio,
+        patch_size=config.patch_size,
+        sample_size=32,
+        interpolation_scale=None,
+    )

@@ -1,0 +1,83 @@
+"""The default model's autoencoder: a learned 8x8 block transform around DepthConvBlock trunks at 1/8 and 1/16.
+
+The block transform starts as the 8x8 DCT of luma and chroma, so training starts from JPEG's basis and learns on.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tilecodec.model.blocks import Down2, Up2, depth_blocks
+from tilecodec.model.config import VAEConfig
+
+BLOCK = 8
+"""Side of the block transform, in pixels."""
+
+
+def block_transform() -> Tensor:
+    """The orthonormal 8x8 DCT of luma and chroma as one matrix.
+
+    Returns:
+        float32 (192, 192): rows are coefficients, low frequencies first, Y Cb Cr of each frequency together; columns
+        are the values of an RGB block in pixel-unshuffle order (channel, row, column). Orthonormal up to the colour
+        rotation, which is an orthonormal YCbCr-like basis.
+    """
+    k = torch.arange(BLOCK, dtype=torch.float64)
+    dct = torch.cos(math.pi * (2 * k[None, :] + 1) * k[:, None] / (2 * BLOCK)) * math.sqrt(2 / BLOCK)
+    dct[0] /= math.sqrt(2)
+    colour = torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, 2.0], [1.0, -1.0, 0.0]], dtype=torch.float64)
+    colour = colour / colour.norm(dim=1, keepdim=True)
+    full = torch.einsum("vi,uj,dc->vudcij", dct, dct, colour).reshape(64, 3, 192)
+    order = sorted(range(64), key=lambda n: (n // 8 + n % 8, n // 8))
+    return full[order].reshape(192, 192).float()
+
+
+class LightVAE(nn.Module):
+    """Pixels in [-1, 1] (B, 3, H, W) to latents (B, latent_channels, H/16, W/16) and back."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        c8, c16 = config.widths
+        coefficients = 3 * BLOCK * BLOCK
+        self.front = nn.Conv2d(coefficients, coefficients, 1)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(coefficients, c8, 1),
+            *depth_blocks(c8, config.encoder_layers[0]),
+            Down2(c8, c16),
+            *depth_blocks(c16, config.encoder_layers[1]),
+            nn.Conv2d(c16, config.latent_channels, 1),
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(config.latent_channels, c16, 1),
+            *depth_blocks(c16, config.decoder_layers[1]),
+            Up2(c16, c8),
+            *depth_blocks(c8, config.decoder_layers[0]),
+            nn.Conv2d(c8, coefficients, 1),
+        )
+        self.back = nn.Conv2d(coefficients, coefficients, 1)
+        self._start()
+
+    def _start(self) -> None:
+        """Starts as a transform codec: DCT in, the low frequencies passed through, DCT out, residuals near zero."""
+        matrix = block_transform()[:, :, None, None]
+        with torch.no_grad():
+            self.front.weight.copy_(matrix)
+            self.back.weight.copy_(matrix.transpose(0, 1))
+            for conv in (self.front, self.back):
+                nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # made with a bias
+            for conv in (self.encoder[0], self.decoder[-1]):
+                assert isinstance(conv, nn.Conv2d)
+                nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # made with a bias
+                nn.init.dirac_(conv.weight)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], H and W multiples of 16, to (B, latent_channels, H/16, W/16)."""
+        return self.encoder(self.front(F.pixel_unshuffle(x, BLOCK)))  # type: ignore[no-any-return]
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """(B, latent_channels, h, w) to pixels about [-1, 1], (B, 3, 16 h, 16 w), not clamped."""
+        return F.pixel_shuffle(self.back(self.decoder(latent)), BLOCK)

@@ -1,0 +1,201 @@
+"""The training loop: warm-up, constant rate, cosine decay at the end; checkpoints that resume."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tilecodec.model.config import DiTICConfig, default_config
+from tilecodec.model.ditic import DiTIC
+from tilecodec.train.data import CropSampler
+from tilecodec.train.losses import LPIPSSqueeze
+from tilecodec.train.network import TrainingNetwork
+from tilecodec.train.optim import MuonAdamW
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainRecipe:
+    """One training stage. Steps count from the run's very first step, across stages."""
+
+    store: Path
+    """Store of decoded pictures, see :func:`tilecodec.train.data.build_store`."""
+    out: Path
+    """Folder for ``last.pt``, ``ema.pt`` and ``log.csv``."""
+    lpips_weights: Path | None = None
+    domains: dict[str, float] = field(default_factory=lambda: {"photo": 0.5, "aerial": 0.3, "medical": 0.2})
+    crop: int = 256
+    batch: int = 12
+    steps: int = 3000
+    decay_steps: int = 1200
+    """The last steps, over which the learning rate falls to 2 % along a cosine."""
+    warmup_steps: int = 100
+    lr: float = 1e-3
+    muon_lr: float = 1e-2
+    lambda_low: float = 0.00012
+    lambda_high: float = 0.025
+    """Weight of 255^2 MSE against bits per pixel at the lowest and the highest quality."""
+    lpips_weight: float = 0.0
+    """Weight of LPIPS against 255^2 MSE."""
+    alignment_weight: float = 0.0
+    """Weight of the self-distillation alignment of x0 with the encoder's latent."""
+    transformer: bool = False
+    ema: float = 0.998
+    grad_clip: float = 2.0
+    seed: int = 1
+    minutes_between_checkpoints: float = 4.0
+
+
+def keep_memory() -> None:
+    """Lets glibc keep freed blocks: without it every large activation is mapped and faulted in anew."""
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+    except (OSError, AttributeError):
+        return
+
+
+def start_near_identity(model: DiTIC) -> None:
+    """Residual branches start near zero, the transformer's output at zero."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("dc.3.weight", "ffn.2.weight")):
+                parameter.mul_(0.2)
+            if name.endswith(("dc.3.bias", "ffn.2.bias")):
+                parameter.zero_()
+        for layer in (model.codec.aux.block[-1], getattr(model.DiT, "proj_out", None)):
+            if layer is not None:
+                layer.weight.zero_()
+                layer.bias.zero_()
+
+
+def learning_rate_factor(step: int, recipe: TrainRecipe) -> float:
+    """Warm-up, constant, cosine to 2 %."""
+    warm = min(1.0, (step + 1) / recipe.warmup_steps)
+    into = (step - (recipe.steps - recipe.decay_steps)) / max(1, recipe.decay_steps)
+    return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, into)))))
+
+
+def alignment_loss(x0: Tensor, latent: Tensor, margin: float = 0.5) -> Tensor:
+    """Self-distillation alignment: ``relu(1 - margin - cos)`` over channels, mean over positions, (B,)."""
+    cosine = torch.nn.functional.cosine_similarity(x0.float(), latent.detach().float(), dim=1)
+    return torch.relu(1 - margin - cosine).mean((1, 2))
+
+
+class Run:
+    """A training run that can be stopped and resumed."""
+
+    def __init__(self, recipe: TrainRecipe, config: DiTICConfig | None = None) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.network = TrainingNetwork(DiTIC(config or default_config()))
+        start_near_identity(self.network.model)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        self.ema = copy.deepcopy(self.network).requires_grad_(False)
+        self.ema_steps = 0
+        named = [(n.removeprefix("model."), p) for n, p in self.network.named_parameters() if "quantiles" not in n]
+        self.optimizer = MuonAdamW(named, lr=recipe.lr, muon_lr=recipe.muon_lr)
+        self.aux_optimizer = torch.optim.Adam([self.network.bottleneck.quantiles], lr=1e-2)
+        self.sampler = CropSampler(recipe.store, crop=recipe.crop, weights=recipe.domains, seed=recipe.seed)
+        self.lpips = LPIPSSqueeze(recipe.lpips_weights) if recipe.lpips_weights else None
+        self.step = 0
+        last = recipe.out / "last.pt"
+        if last.exists():
+            self._resume(torch.load(last, weights_only=False))
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.aux_optimizer.load_state_dict(state["aux_optimizer"])
+        self.step, self.ema_steps = state["step"], state["ema_steps"]
+        self.sampler.rng.bit_generator.state = state["rng_numpy"]
+        torch.set_rng_state(state["rng_torch"])
+
+    def save(self) -> None:
+        """Writes ``last.pt`` (everything) and ``ema.pt`` (averaged weights), each replaced in one move."""
+        self.recipe.out.mkdir(parents=True, exist_ok=True)
+        everything = {
+            "network": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "aux_optimizer": self.aux_optimizer.state_dict(),
+            "step": self.step,
+            "ema_steps": self.ema_steps,
+            "rng_numpy": self.sampler.rng.bit_generator.state,
+            "rng_torch": torch.get_rng_state(),
+            "config": self.network.model.config.to_dict(),
+        }
+        for name, value in (("last.pt", everything), ("ema.pt", {k: everything[k] for k in ("ema", "step", "config")})):
+            torch.save(value, self.recipe.out / (name + ".tmp"))
+            os.replace(self.recipe.out / (name + ".tmp"), self.recipe.out / name)
+
+    def loss(self, x: Tensor) -> tuple[Tensor, list[float]]:
+        """Loss of a batch, and [bpp, mse255, lpips] for the log."""
+        recipe = self.recipe
+        rate = torch.rand(x.shape[0])
+        weight = recipe.lambda_low * (recipe.lambda_high / recipe.lambda_low) ** rate
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            result = self.network(x.contiguous(memory_format=torch.channels_last), rate, diffuse=recipe.transformer)
+        picture = result.picture.float()
+        mse = (picture - x).pow(2).mean((1, 2, 3)) * 127.5**2
+        bpp = result.bpp_y + result.bpp_z
+        distortion = mse
+        lpips = torch.zeros_like(mse)
+        if self.lpips is not None and recipe.lpips_weight:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                lpips = self.lpips(picture, x)
+            distortion = distortion + recipe.lpips_weight * lpips
+        total = (bpp + weight * distortion) / torch.sqrt(1 + weight / 0.002)
+        if recipe.alignment_weight:
+            total = total + recipe.alignment_weight * alignment_loss(result.denoised.x0, result.latent)
+        return total.mean(), [float(v.detach().mean()) for v in (bpp, mse, lpips)]
+
+    def train(self) -> None:
+        """Runs to ``recipe.steps``."""
+        recipe = self.recipe
+        recipe.out.mkdir(parents=True, exist_ok=True)
+        saved = begun = time.monotonic()
+        first, sums = self.step, [0.0] * 4
+        while self.step < recipe.steps:
+            loss, parts = self.loss(self.sampler.batch(recipe.batch))
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"loss is {float(loss)} at step {self.step}; last checkpoint kept")
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.grad_clip)
+            self.optimizer.step(learning_rate_factor(self.step, recipe))
+            self.aux_optimizer.zero_grad()
+            self.network.bottleneck.loss().backward()
+            self.aux_optimizer.step()
+            self.network.bottleneck.zero_grad()
+            self._average()
+            self.step += 1
+            sums = [a + b for a, b in zip(sums, [float(loss.detach()), *parts], strict=True)]
+            if self.step % 50 == 0:
+                pace = (time.monotonic() - begun) / (self.step - first)
+                row = ",".join(f"{v / 50:.5f}" for v in sums)
+                with (recipe.out / "log.csv").open("a") as log:
+                    log.write(f"{self.step},{row},{pace:.3f}\n")
+                print(self.step, row, f"{pace:.3f} s/step", flush=True)
+                sums = [0.0] * 4
+            if time.monotonic() - saved > recipe.minutes_between_checkpoints * 60:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+
+    def _average(self) -> None:
+        self.ema_steps += 1
+        keep = min(self.recipe.ema, self.ema_steps / (self.ema_steps + 10))
+        with torch.no_grad():
+            pairs = zip(self.ema.parameters(), self.network.parameters(), strict=True)
+            mine, other = zip(*((a, b) for a, b in pairs), strict=True)
+            torch._foreach_lerp_(list(mine), list(other), 1 - keep)

@@ -1,0 +1,75 @@
+"""Muon for matrices (convolution kernels flattened to matrices), AdamW for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class MuonAdamW:
+    """torch's Muon on every hidden matrix and torch's AdamW on the rest, stepped as one.
+
+    torch.optim.Muon takes 2-D parameters only: convolution kernels (out, in, kh, kw) are given to it as views
+    (out, kh kw in) that share their memory.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], *, lr: float, muon_lr: float) -> None:
+        self._views: list[tuple[nn.Parameter, nn.Parameter]] = []
+        rest: list[nn.Parameter] = []
+        for name, parameter in named:
+            if is_hidden_matrix(name, parameter):
+                view = nn.Parameter(_as_matrix(parameter.data))
+                if view.data_ptr() != parameter.data_ptr():
+                    raise ValueError(f"{name}: a kernel must lie in channels_last order to be seen as a matrix")
+                self._views.append((parameter, view))
+            else:
+                rest.append(parameter)
+        self.adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+        self.muon = torch.optim.Muon([view for _, view in self._views], lr=muon_lr, weight_decay=0.0, ns_steps=4)
+        self._base_lr = (lr, muon_lr)
+
+    def step(self, factor: float) -> None:
+        """One update with the learning rates multiplied by ``factor``; gradients are cleared after."""
+        for optimizer, base in zip((self.adamw, self.muon), self._base_lr, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = base * factor
+        for parameter, view in self._views:
+            if parameter.grad is not None:
+                view.grad = _as_matrix(parameter.grad)
+        self.adamw.step()
+        self.muon.step()
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Drops all gradients."""
+        self.adamw.zero_grad(set_to_none=True)
+        for parameter, view in self._views:
+            parameter.grad = None
+            view.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both optimizers' states."""
+        return {"adamw": self.adamw.state_dict(), "muon": self.muon.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.adamw.load_state_dict(state["adamw"])
+        self.muon.load_state_dict(state["muon"])
+
+
+def _as_matrix(kernel: Tensor) -> Tensor:
+    """(out, in, kh, kw) in channels_last order, or (out, in), as (out, kh kw in)."""
+    rows = kernel if kernel.ndim == 2 else kernel.permute(0, 2, 3, 1)
+    return rows.reshape(kernel.shape[0], -1)
+
+
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon should train it: a dense kernel or matrix inside the network, not its ends, not a depthwise kernel."""
+    if parameter.ndim not in (2, 4) or "entropy_bottleneck" in name or "log_" in name or "pattern" in name:
+        return False
+    rows, cols = parameter.shape[0], parameter[0].numel()
+    ends = name.startswith(("vae.front", "vae.back", "vae.encoder.0.", "vae.decoder.8.")) or "scale_shift" in name
+    return not ends and rows >= 32 and cols >= 32
