@@ -1,0 +1,32 @@
+"""Fixtures over the catalogue, and the skip of GPU cases where there is no GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import catalogue
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks ``gpu`` items as skipped on a machine without CUDA; asks torch only if there are any."""
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not on_gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(params=catalogue.names())
+def case(request: pytest.FixtureRequest) -> catalogue.Case:
+    """Each picture of the catalogue in turn; ``@pytest.mark.parametrize("case", names, indirect=True)`` for fewer."""
+    return catalogue.case(request.param)
+
+
+@pytest.fixture
+def tmp_container(tmp_path: Path) -> Path:
+    """Where a container can be written; nothing is there yet."""
+    return tmp_path / "picture.zarr"
