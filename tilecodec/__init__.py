@@ -1,1 +1,81 @@
-"""x"""
+"""tilecodec: a Zarr v3 codec for gigapixel pictures, tiles compressed by DiT-IC, a one-step diffusion transformer.
+
+    report = tilecodec.encode("scene.tif", "scene.zarr", quality=50)
+    image = tilecodec.open("scene.zarr")
+    pixels = image[:, y0:y1, x0:x1]
+    tilecodec.decode("scene.zarr", "crop.tif", region=(x, y, w, h))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tilecodec.api import (
+        ContainerInfo,
+        DecodeReport,
+        EncodeReport,
+        Image,
+        Level,
+        Progress,
+        decode,
+        encode,
+        info,
+        open,  # noqa: A004
+    )
+    from tilecodec.config import DecodeOptions, EncodeOptions
+    from tilecodec.entropy.model import CodecModel, load_model
+    from tilecodec.errors import TileCodecError
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "tilecodec.api": (
+        "ContainerInfo",
+        "DecodeReport",
+        "EncodeReport",
+        "Image",
+        "Level",
+        "Progress",
+        "decode",
+        "encode",
+        "info",
+        "open",
+    ),
+    "tilecodec.config": ("DecodeOptions", "EncodeOptions"),
+    "tilecodec.entropy.model": ("CodecModel", "load_model"),
+    "tilecodec.errors": ("TileCodecError",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022  # grouped by use
+    "encode",
+    "decode",
+    "open",
+    "info",
+    "load_model",
+    "EncodeOptions",
+    "DecodeOptions",
+    "EncodeReport",
+    "DecodeReport",
+    "ContainerInfo",
+    "Progress",
+    "Image",
+    "Level",
+    "CodecModel",
+    "TileCodecError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are loaded when first used, so that importing the package stays instant."""
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

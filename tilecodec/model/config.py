@@ -107,6 +107,16 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TilingConfig:
+    """Margins that suit the model, pixels; multiples of its code stride."""
+
+    overlap: int = 32
+    """Neighbouring latents a tile is decoded with; at most half the hyper-latent stride."""
+    halo: int = 64
+    """Neighbouring pixels a tile is analysed with."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DiTICConfig:
     """Everything that fixes a DiT-IC network's layers and shapes."""
 
@@ -116,6 +126,7 @@ class DiTICConfig:
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     transformer: TransformerConfig | None = field(default_factory=TransformerConfig)
     """None: no diffusion step; the latent is mean + residual."""
+    tiling: TilingConfig = field(default_factory=TilingConfig)
 
     def __post_init__(self) -> None:
         if self.codec.y_channels % 4:
@@ -153,6 +164,7 @@ _NESTED: dict[str, type] = {
     "aux_encoder": AuxEncoderConfig,
     "guidance": GuidanceConfig,
     "transformer": TransformerConfig,
+    "tiling": TilingConfig,
     "synthesis": BranchConfig,
     "residual": BranchConfig,
     "variance": BranchConfig,
@@ -217,6 +229,7 @@ def official_config() -> DiTICConfig:
             patch_size=1,
             timestep=999.0,
         ),
+        tiling=TilingConfig(overlap=64, halo=64),
     )
 
 

@@ -76,8 +76,21 @@ class LightVAE(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], H and W multiples of 16, to (B, latent_channels, H/16, W/16)."""
-        return self.encoder(self.front(F.pixel_unshuffle(x, BLOCK)))  # type: ignore[no-any-return]
+        coefficients = self.front(F.pixel_unshuffle(x, BLOCK))
+        return self.encoder(coefficients.to(self._trunk_dtype))  # type: ignore[no-any-return]
 
     def decode(self, latent: Tensor) -> Tensor:
         """(B, latent_channels, h, w) to pixels about [-1, 1], (B, 3, 16 h, 16 w), not clamped."""
-        return F.pixel_shuffle(self.back(self.decoder(latent)), BLOCK)
+        coefficients = self.decoder(latent)
+        return F.pixel_shuffle(self.back(coefficients.to(self.back.weight.dtype)), BLOCK)
+
+    def keep_ends_exact(self) -> None:
+        """Runs the block transforms in float32 whatever the trunk's dtype: bf16 would round pixels to half a level."""
+        self.front.float()
+        self.back.float()
+
+    @property
+    def _trunk_dtype(self) -> torch.dtype:
+        weight = self.encoder[0].weight
+        assert isinstance(weight, Tensor)
+        return weight.dtype

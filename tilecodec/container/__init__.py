@@ -1,0 +1,1 @@
+"""Bytes to Zarr v3 and back: metadata, chunks, stores."""

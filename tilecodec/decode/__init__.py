@@ -1,0 +1,1 @@
+"""Container to pixels: which windows a read needs, their latents, their pixels, the blend."""

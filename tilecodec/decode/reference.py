@@ -1,0 +1,84 @@
+"""The slow decoder: every window on its own, blended over the whole level at once. The oracle for the engine."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilecodec.blend import axis_weights
+from tilecodec.container.chunk import TileState
+from tilecodec.container.metadata import LevelLayout, read_metadata
+from tilecodec.container.store import ByteStore, open_store
+from tilecodec.decode.tiles import TileFetcher, assemble
+from tilecodec.entropy.model import CodecModel, LatentWindow, shared_model
+from tilecodec.tiles import TilePosition
+
+CACHE_BYTES = 1 << 30
+
+
+def _open(path: str | os.PathLike[str], level: int) -> tuple[ByteStore, LevelLayout, CodecModel]:
+    store = open_store(path, read_only=True)
+    layout = read_metadata(store, where=str(path)).levels[level]
+    return store.under(layout.path), layout, shared_model(layout.codec.model, "auto", "auto")
+
+
+def decode_reference(path: str | os.PathLike[str], level: int = 0) -> NDArray[np.uint8]:
+    """A whole level, uint8 (H, W, 3), in the order of the specification."""
+    store, layout, model = _open(path, level)
+    grid, overlap = layout.grid, layout.codec.overlap
+    fetcher = TileFetcher(store, layout, model, cache_bytes=CACHE_BYTES)
+    total = np.zeros((grid.padded_height, grid.padded_width, 3), np.uint32)
+    positions = [TilePosition(row, col) for row in range(grid.rows) for col in range(grid.cols)]
+    for at in positions:
+        tiles = {position: fetcher.request(position)() for position in grid.neighbours(at)}
+        window = grid.window(at, overlap)
+        colours = {tile.colour for tile in tiles.values()}
+        if len(colours) == 1 and None not in colours:
+            pixels = np.broadcast_to(np.array(colours.pop(), np.uint8), (window.height, window.width, 3))
+        else:
+            pixels = model.reconstruct(assemble(fetcher, model, at, tiles), layout.codec.quality)
+        down = axis_weights(window.height, overlap, at.row > 0, at.row + 1 < grid.rows)
+        across = axis_weights(window.width, overlap, at.col > 0, at.col + 1 < grid.cols)
+        weights = down[:, None, None].astype(np.uint32) * across[None, :, None]
+        total[window.y0 : window.y1, window.x0 : window.x1] += pixels * weights
+    picture = ((total + 32768) >> 16).astype(np.uint8)
+    for at in positions:
+        tile = fetcher.request(at)()
+        if tile.state is not TileState.CODED:
+            core = grid.core(at)
+            picture[core.y0 : core.y1, core.x0 : core.x1] = tile.colour
+    return picture[: grid.height, : grid.width]
+
+
+def decode_whole(path: str | os.PathLike[str], level: int = 0) -> NDArray[np.uint8]:
+    """A whole level as one big window, untiled, from the same symbols: uint8 (H, W, 3).
+
+    Memory grows with the level. Shows what tiling costs.
+    """
+    store, layout, model = _open(path, level)
+    grid, stride = layout.grid, model.config.y_stride
+    fetcher = TileFetcher(store, layout, model, cache_bytes=CACHE_BYTES)
+    rows = []
+    for row in range(grid.rows):
+        tiles = [fetcher.request(TilePosition(row, col))() for col in range(grid.cols)]
+        cores = [grid.core(TilePosition(row, col)) for col in range(grid.cols)]
+        shapes = [(core.height // stride, core.width // stride) for core in cores]
+        rows.append(
+            [
+                np.concatenate(
+                    [
+                        np.broadcast_to(part.float().numpy(), (part.shape[0], *shape))
+                        for part, shape in zip(parts, shapes, strict=True)
+                    ],
+                    axis=2,
+                )
+                for parts in ([t.y_hat for t in tiles], [t.scale for t in tiles])
+            ]
+        )
+    import torch
+
+    y_hat, scale = (torch.from_numpy(np.concatenate([r[n] for r in rows], axis=1)) for n in range(2))
+    picture = model.reconstruct(LatentWindow(y_hat, scale), layout.codec.quality)
+    return picture[: grid.height, : grid.width]

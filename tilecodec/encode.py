@@ -1,0 +1,273 @@
+"""The encoder: source windows to chunks, level by level, in bounded memory.
+
+Level 0 is read in rows of chunks. Each chunk's pixels, once read, also feed level 1: their 2x2 means go into a rolling
+band of rows on disk, from which level 1 is encoded as soon as a row of its chunks (and the halo below) is there; and
+so on up the pyramid. So the source is read once and no level is ever held whole, in memory or on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilecodec.container.chunk import TileState, pack_chunk
+from tilecodec.container.metadata import LevelLayout
+from tilecodec.container.store import ByteStore
+from tilecodec.entropy.codec import POOL
+from tilecodec.entropy.model import CodecModel
+from tilecodec.errors import StorageError
+from tilecodec.tiles import TilePosition, Window
+from tilecodec.tiles.cut import Readable, halve, read_padded
+
+Report = Callable[["ChunkDone"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkDone:
+    """What one encoded chunk adds to the totals."""
+
+    pixels: int
+    bytes: int
+    payload_bytes: int
+    tiles: int
+    empty_tiles: int
+
+
+class RollingRows:
+    """The last rows of a level's pixels, in an unlinked temporary file. Rows are written from the top down."""
+
+    def __init__(self, height: int, width: int, kept_rows: int) -> None:
+        self.height, self.width = height, width
+        self._kept = min(kept_rows, height)
+        self._row_bytes = width * 3
+        self._file = tempfile.TemporaryFile(prefix="tilecodec-")  # noqa: SIM115  # closed by close()
+
+    def write(self, y0: int, x0: int, block: NDArray[np.uint8]) -> None:
+        """Puts a block of pixels at rows ``y0...`` and columns ``x0...``."""
+        try:
+            for n, line in enumerate(block):
+                os.pwrite(self._file.fileno(), line.tobytes(), self._offset(y0 + n) + x0 * 3)
+        except OSError as error:
+            raise StorageError(
+                f"the pyramid's temporary file failed: {error.strerror}",
+                where=tempfile.gettempdir(),
+                hint="Set TMPDIR to a folder with more space",
+            ) from error
+
+    def read(self, y0: int, y1: int, x0: int, x1: int) -> NDArray[np.uint8]:
+        """(y1 - y0, x1 - x0, 3) uint8 of rows that are still kept."""
+        out = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
+        for n in range(y1 - y0):
+            data = os.pread(self._file.fileno(), (x1 - x0) * 3, self._offset(y0 + n) + x0 * 3)
+            out[n] = np.frombuffer(data, np.uint8).reshape(-1, 3)
+        return out
+
+    def close(self) -> None:
+        """Frees the disk space."""
+        self._file.close()
+
+    def _offset(self, y: int) -> int:
+        return (y % self._kept) * self._row_bytes
+
+
+class LevelEncoder:
+    """Encodes one level's chunks, in rows from the top, and hands its pixels to the level above."""
+
+    def __init__(
+        self,
+        pixels: Readable,
+        layout: LevelLayout,
+        store: ByteStore,
+        model: CodecModel,
+        above: LevelEncoder | None,
+        *,
+        skip_present: bool,
+        done: Report,
+    ) -> None:
+        self._pixels, self.layout, self._store, self._model = pixels, layout, store, model
+        self._above, self._skip_present, self._done = above, skip_present, done
+        self._next_row = 0
+
+    def advance(self, rows_ready: int) -> None:
+        """Encodes every row of chunks whose pixels, halo included, are among the first ``rows_ready`` rows."""
+        layout, height = self.layout, self.layout.grid.height
+        while self._next_row < layout.chunk_rows:
+            bottom = min((self._next_row + 1) * layout.chunk_side, height)
+            if min(bottom + layout.codec.halo, height) > rows_ready:
+                return
+            self._encode_row(self._next_row)
+            self._next_row += 1
+            if self._above is not None:
+                self._above.advance(-(-bottom // 2))
+
+    def _encode_row(self, row: int) -> None:
+        with ThreadPoolExecutor(1, thread_name_prefix="tilecodec-source") as reader:
+            waiting: deque[_Chunk] = deque()
+            ahead = reader.submit(self._read, row, 0)
+            for col in range(self.layout.chunk_cols):
+                block = ahead.result()
+                if col + 1 < self.layout.chunk_cols:
+                    ahead = reader.submit(self._read, row, col + 1)
+                if self._above is not None:
+                    self._feed(row, col, block)
+                chunk = self._encode_chunk(row, col, block)
+                if chunk is not None:
+                    waiting.append(chunk)
+                if len(waiting) > 1:
+                    self._write(waiting.popleft())
+            while waiting:
+                self._write(waiting.popleft())
+
+    def _window(self, row: int, col: int) -> tuple[Window, Window]:
+        """A chunk's own pixels, and those with the halo, both in the padded picture."""
+        grid, side = self.layout.grid, self.layout.chunk_side
+        core = Window(row * side, (row + 1) * side, col * side, (col + 1) * side)
+        size = (grid.padded_height, grid.padded_width)
+        return core.clip(*size), core.grow(self.layout.codec.halo).clip(*size)
+
+    def _read(self, row: int, col: int) -> NDArray[np.uint8]:
+        return read_padded(self._pixels, self._window(row, col)[1])
+
+    def _feed(self, row: int, col: int, block: NDArray[np.uint8]) -> None:
+        core, window = self._window(row, col)
+        true = core.clip(self.layout.grid.height, self.layout.grid.width)
+        own = block[true.y0 - window.y0 : true.y1 - window.y0, true.x0 - window.x0 : true.x1 - window.x0]
+        assert self._above is not None
+        assert isinstance(self._above._pixels, RollingRows)
+        self._above._pixels.write(core.y0 // 2, core.x0 // 2, halve(own))
+
+    def _encode_chunk(self, row: int, col: int, block: NDArray[np.uint8]) -> _Chunk | None:
+        """Analyses the chunk's tiles; their entropy coding goes on in the background."""
+        layout, grid, codec = self.layout, self.layout.grid, self.layout.codec
+        key = layout.key(row, col)
+        rows, cols = layout.tiles_of(row, col)
+        true = self._window(row, col)[0].clip(grid.height, grid.width)
+        pixels = true.height * true.width
+        if self._skip_present and self._store.exists(key):
+            self._done(ChunkDone(pixels, self._store.size(key), 0, rows * cols, 0))
+            return None
+        chunk_window = self._window(row, col)[1]
+        tiles: list[Future[bytes] | bytes] = []
+        for r in range(rows):
+            for c in range(cols):
+                at = TilePosition(row * layout.chunk_tiles + r, col * layout.chunk_tiles + c)
+                own = grid.true_core(at)
+                mine = block[
+                    own.y0 - chunk_window.y0 : own.y1 - chunk_window.y0,
+                    own.x0 - chunk_window.x0 : own.x1 - chunk_window.x0,
+                ]
+                if (mine == mine[0, 0]).all():
+                    tiles.append(mine[0, 0].tobytes())
+                    continue
+                core, window = grid.core(at), grid.window(at, codec.halo)
+                part = block[
+                    window.y0 - chunk_window.y0 : window.y1 - chunk_window.y0,
+                    window.x0 - chunk_window.x0 : window.x1 - chunk_window.x0,
+                ]
+                inside = (
+                    slice(core.y0 - window.y0, core.y1 - window.y0),
+                    slice(core.x0 - window.x0, core.x1 - window.x0),
+                )
+                y, z = self._model.analyse(np.ascontiguousarray(part), inside, codec.quality)
+                tiles.append(POOL.submit(self._payload, y, z, own.height, own.width))
+        return _Chunk(key, rows, cols, pixels, tiles)
+
+    def _payload(self, y: object, z: object, height: int, width: int) -> bytes:
+        import torch
+
+        assert isinstance(y, torch.Tensor)
+        assert isinstance(z, torch.Tensor)
+        codec = self._model.tile_codec
+        return codec.encode(y, z, quality=self.layout.codec.quality, height=height, width=width).to_bytes()
+
+    def _write(self, chunk: _Chunk) -> None:
+        tiles = [
+            (TileState.EMPTY, t) if isinstance(t, bytes) else (TileState.CODED, t.result()) for t in chunk.tiles
+        ]
+        data = pack_chunk(chunk.rows, chunk.cols, tiles)
+        self._store.set(chunk.key, data)
+        empty = sum(state is TileState.EMPTY for state, _ in tiles)
+        payload = sum(len(t) for _, t in tiles)
+        self._done(ChunkDone(chunk.pixels, len(data), payload, len(tiles), empty))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Chunk:
+    """A chunk whose tiles are being entropy coded."""
+
+    key: str
+    rows: int
+    cols: int
+    pixels: int
+    tiles: list[Future[bytes] | bytes]
+    """A payload to come, or the colour of an empty tile."""
+
+
+def encode_levels(
+    source: Readable,
+    layouts: tuple[LevelLayout, ...],
+    store: ByteStore,
+    model: CodecModel,
+    *,
+    skip_present: bool,
+    done: Report,
+) -> None:
+    """Encodes a picture into all its levels.
+
+    Args:
+        source: level 0's pixels.
+        layouts: the levels, largest first.
+        store: the container.
+        model: loaded model.
+        skip_present: leave chunks that are there already (a resumed encode).
+        done: called after every chunk.
+    """
+    rolling: list[RollingRows] = []
+    above: LevelEncoder | None = None
+    lock = threading.Lock()
+
+    def report(chunk: ChunkDone) -> None:
+        with lock:
+            done(chunk)
+
+    try:
+        for layout in reversed(layouts[1:]):
+            # a row of chunks, its halo on both sides, and what level below adds at a time
+            kept = 2 * layout.chunk_side + 2 * layout.codec.halo
+            rows = RollingRows(layout.grid.height, layout.grid.width, kept)
+            rolling.append(rows)
+            above = LevelEncoder(
+                rows, layout, store.under(layout.path), model, above, skip_present=skip_present, done=report
+            )
+        first = LevelEncoder(
+            source, layouts[0], store.under(layouts[0].path), model, above, skip_present=skip_present, done=report
+        )
+        first.advance(layouts[0].grid.height)
+    finally:
+        for rows in rolling:
+            rows.close()
+
+
+def level_sizes(height: int, width: int, levels: int | str) -> Iterator[tuple[int, int]]:
+    """Heights and widths of the pyramid's levels, largest first.
+
+    Args:
+        height: of level 0.
+        width: of level 0.
+        levels: how many; ``auto`` halves until the longer side is at most 1024.
+    """
+    count = 0
+    while True:
+        yield height, width
+        count += 1
+        if count == levels or (levels == "auto" and max(height, width) <= 1024) or max(height, width) == 1:
+            return
+        height, width = -(-height // 2), -(-width // 2)

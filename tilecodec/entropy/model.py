@@ -1,0 +1,213 @@
+"""A loaded model: pixels to tile payloads' latents and back, on one device in one precision."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tilecodec.config import Device, Precision
+from tilecodec.entropy.codec import TileCodec
+from tilecodec.entropy.parameters import EntropyTables, FloatParameters
+from tilecodec.entropy.tables import CDFTable
+from tilecodec.errors import ModelError, UsageError
+from tilecodec.model.ditic import DiTIC
+from tilecodec.model.weights import ModelFile, find_model
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LatentWindow:
+    """What the decoder networks take: a window of decoded latents in latent units."""
+
+    y_hat: Tensor
+    """(Cy, h, w), the network's dtype and device."""
+    scale: Tensor
+    """(Cy, h, w), likewise."""
+
+
+class CodecModel:
+    """A model ready to encode and decode tiles.
+
+    Attributes:
+        network: the :class:`DiTIC`, in the compute precision.
+        tables: the integer CDF tables.
+        alias, sha256: the model's names.
+    """
+
+    def __init__(self, file: ModelFile, *, device: Device = "auto", precision: Precision = "auto") -> None:
+        self.alias, self.sha256, self.config = file.alias, file.sha256, file.config
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(self.device, precision)
+        self.tables = _tables(file)
+        network = _network(file)
+        self.tile_codec = TileCodec(FloatParameters(network.codec, self.tables), self.tables, self.config.y_stride)
+        gains = network.codec.gains
+        self._gains = None if gains is None else gains.float()
+        self.network = network.to(self.device, self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        keep_exact = getattr(self.network.vae, "keep_ends_exact", None)
+        if keep_exact is not None:
+            keep_exact()
+
+    def rate(self, quality: float) -> float:
+        """Quality 1..100 to the rate position 0..1."""
+        return (quality - 1) / 99
+
+    def gain(self, quality: float) -> tuple[Tensor, Tensor]:
+        """Per-channel gain and inverse gain, each (Cy or 1, 1, 1) float32 on the CPU."""
+        if self._gains is None:
+            return torch.ones(1, 1, 1), torch.ones(1, 1, 1)
+        with torch.inference_mode():
+            gain, inverse = self._gains(torch.tensor([self.rate(quality)]))
+        return gain[0], inverse[0]
+
+    def analyse(
+        self, window: NDArray[np.uint8], core: tuple[slice, slice], quality: float
+    ) -> tuple[Tensor, Tensor]:
+        """The latents of a window's core.
+
+        Args:
+            window: uint8 (H, W, 3), sides multiples of the code's stride.
+            core: rows and columns of the core in the window, pixels; multiples of the code's stride in place, of the
+                hyper-latent's stride in size.
+            quality: 1 to 100.
+
+        Returns:
+            Code with its gain (Cy, h, w) and hyper-latent (Cz, h/4, w/4), float32 on the CPU.
+        """
+        stride = self.config.y_stride
+        rows, cols = (slice(s.start // stride, s.stop // stride) for s in core)
+        with torch.inference_mode():
+            x = self._pixels(window)
+            y = self.network.analyse(x)[:, :, rows, cols]
+            y = y.float() * self.gain(quality)[0].to(self.device)
+            z = self.network.codec.h_a(y.to(self.dtype, memory_format=torch.channels_last))
+            return y[0].float().cpu(), z[0].float().cpu()
+
+    def reconstruct(self, window: LatentWindow, quality: float) -> NDArray[np.uint8]:
+        """Decoded latents to pixels.
+
+        Args:
+            window: latents, (Cy, h, w).
+            quality: 1 to 100.
+
+        Returns:
+            uint8 (h * y_stride, w * y_stride, 3).
+        """
+        with torch.inference_mode():
+            y_hat, scale = (
+                t[None].to(self.device, self.dtype, memory_format=torch.channels_last)
+                for t in (window.y_hat, window.scale)
+            )
+            rate = torch.full((1,), self.rate(quality), device=self.device)
+            x0 = self.network.denoise(y_hat, scale, rate).x0
+            pixels = self.network.render(x0.to(self.dtype))[0].float()
+            levels = pixels.add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+            return np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy())
+
+    @lru_cache(maxsize=64)  # noqa: B019  # models live as long as the process
+    def constant_latent(self, colour: tuple[int, int, int], quality: float) -> tuple[Tensor, Tensor]:
+        """The latent of a picture of one colour, for the margins around empty tiles.
+
+        Returns:
+            ``y_hat`` and ``scale`` in latent units, each (Cy, 1, 1) float32.
+        """
+        side = self.config.z_stride * 3
+        window = np.empty((side, side, 3), np.uint8)
+        window[:] = colour
+        core = slice(self.config.z_stride, 2 * self.config.z_stride)
+        y, _ = self.analyse(window, (core, core), quality)
+        _, inverse = self.gain(quality)
+        middle = y[:, y.shape[1] // 2, y.shape[2] // 2, None, None]
+        return torch.round(middle) * inverse, 0.11 * inverse.expand_as(middle)
+
+    def _pixels(self, window: NDArray[np.uint8]) -> Tensor:
+        """uint8 (H, W, 3) to float32 (1, 3, H, W) in [-1, 1]."""
+        x = torch.from_numpy(window).to(self.device).permute(2, 0, 1)[None].float()
+        return x.div_(127.5).sub_(1)
+
+
+def load_model(name: str = "default", *, device: Device = "auto", precision: Precision = "auto") -> CodecModel:
+    """A model by friendly name, ``sha256:...`` or path, ready to encode and decode.
+
+    Args:
+        name: ``default``, a path to a model folder or file, or a hash.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: ``auto`` (bf16 where the device computes it natively, else fp32), ``fp32``, ``bf16``, ``fp16``.
+
+    Raises:
+        UnknownModelError, ModelHashError, ModelError: see :mod:`tilecodec.errors`.
+    """
+    return CodecModel(find_model(name), device=device, precision=precision)
+
+
+@lru_cache(maxsize=4)
+def shared_model(name: str, device: Device, precision: Precision) -> CodecModel:
+    """:func:`load_model`, one copy per process for the same arguments."""
+    return load_model(name, device=device, precision=precision)
+
+
+def pick_device(device: Device) -> torch.device:
+    """The torch device a device option stands for."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError("unknown device", got=device, expected="auto, cpu, cuda or cuda:N", where="device") from error
+    if picked.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("there is no CUDA device", got=device, expected="auto or cpu", where="device")
+    return picked
+
+
+def pick_dtype(device: torch.device, precision: Precision) -> torch.dtype:
+    """The compute dtype a precision option stands for on a device."""
+    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision != "auto":
+        if precision not in named:
+            raise UsageError("unknown precision", got=precision, expected=["auto", *named], where="precision")
+        return named[precision]
+    if device.type == "cuda":
+        return torch.bfloat16
+    return torch.bfloat16 if cpu_computes_bf16() else torch.float32
+
+
+@lru_cache(maxsize=1)
+def cpu_computes_bf16() -> bool:
+    """Whether this CPU multiplies bf16 natively (AVX-512 BF16, AMX, or Arm BF16)."""
+    if platform.machine().lower() in {"x86_64", "amd64"}:
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
+    return False
+
+
+def _network(file: ModelFile) -> DiTIC:
+    with torch.device("meta"):
+        network = DiTIC(file.config)
+    state = {k: v.float() if v.is_floating_point() else v for k, v in file.tensors.items()}
+    missing, unexpected = network.load_state_dict(state, strict=False, assign=True)
+    shapes = {k: tuple(v.shape) for k, v in network.state_dict().items()}
+    if missing or unexpected:
+        raise ModelError(
+            "the model's tensors do not fit its config",
+            got=f"unexpected {unexpected[:8]}",
+            expected=f"missing {missing[:8]} (of {len(shapes)})",
+            where=file.path,
+        )
+    return network.eval().requires_grad_(False)
+
+
+def _tables(file: ModelFile) -> EntropyTables:
+    def table(prefix: str) -> CDFTable:
+        return CDFTable(*(cast(NDArray[np.int32], file.tables[f"{prefix}.{k}"].numpy()) for k in names))
+
+    names = ("cdf", "length", "offset")
+    needed = {f"{p}.{k}" for p in ("y", "z") for k in names} | {"z.median"}
+    if needed - set(file.tables):
+        raise ModelError("the model lacks CDF tables", got=sorted(file.tables), expected=sorted(needed), where=file.path)
+    return EntropyTables(table("y"), table("z"), file.tables["z.median"].numpy())

@@ -1,0 +1,150 @@
+"""Model files: one safetensors file holds the weights, the integer CDF tables and, in its header, the config.
+
+The file's sha256 names the model; everything that decides a decoded pixel is covered by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from tilecodec.errors import MissingFileError, ModelConfigError, ModelError, ModelHashError, UnknownModelError
+from tilecodec.model.config import DiTICConfig
+
+FILE: Final = "model.safetensors"
+METADATA_KEY: Final = "tilecodec"
+TABLE_PREFIX: Final = "tables."
+DEFAULT: Final = "default"
+EMBEDDED: Final = {"default": "default-1"}
+"""Friendly names of the models inside the package, and the folder each stands for."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ModelFile:
+    """A model file as read."""
+
+    alias: str
+    sha256: str
+    """Of the whole file, hexadecimal."""
+    config: DiTICConfig
+    tensors: dict[str, Tensor]
+    """Network weights by name."""
+    tables: dict[str, Tensor]
+    """Integer tables by name, prefix removed."""
+    path: Path
+
+
+def save_model(
+    path: Path, *, alias: str, config: DiTICConfig, tensors: dict[str, Tensor], tables: dict[str, Tensor]
+) -> str:
+    """Writes a model file and returns its sha256.
+
+    Args:
+        path: a folder; the file in it is ``model.safetensors``.
+        alias: friendly name.
+        config: the network's config.
+        tensors: network weights by name.
+        tables: integer tables by name.
+    """
+    from safetensors.torch import save
+
+    header = json.dumps({"version": 1, "alias": alias, "config": config.to_dict()}, separators=(",", ":"))
+    everything = {k: v.contiguous() for k, v in tensors.items()}
+    everything |= {TABLE_PREFIX + k: v.contiguous() for k, v in tables.items()}
+    data = save(everything, metadata={METADATA_KEY: header})
+    path.mkdir(parents=True, exist_ok=True)
+    partial = path / (FILE + ".part")
+    partial.write_bytes(data)
+    os.replace(partial, path / FILE)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_model(path: Path, *, expected_sha256: str | None = None) -> ModelFile:
+    """Reads a model file, checking its hash where one is expected.
+
+    Args:
+        path: the file, or the folder that holds ``model.safetensors``.
+        expected_sha256: hexadecimal.
+
+    Raises:
+        MissingFileError: no such file.
+        ModelHashError: another file than the one named.
+        ModelError: not a model file of ours.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    file = path / FILE if path.is_dir() else path
+    if not file.is_file():
+        raise MissingFileError("there is no model file", got=str(file), expected=f"a folder with {FILE}", where="model")
+    data = file.read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    if expected_sha256 is not None and sha256 != expected_sha256:
+        raise ModelHashError(
+            got=f"sha256:{sha256}", expected=f"sha256:{expected_sha256}", where=file, hint="Fetch the model anew"
+        )
+    try:
+        size = int.from_bytes(data[:8], "little")
+        meta: Any = json.loads(data[8 : 8 + size])["__metadata__"][METADATA_KEY]
+        header = json.loads(meta)
+        config = DiTICConfig.from_dict(header["config"])
+        alias = str(header["alias"])
+        everything = load(data)
+    except ModelConfigError:
+        raise
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ModelError("the file is no tilecodec model", got=repr(error), where=file) from error
+    return ModelFile(
+        alias=alias,
+        sha256=sha256,
+        config=config,
+        tensors={k: v for k, v in everything.items() if not k.startswith(TABLE_PREFIX)},
+        tables={k[len(TABLE_PREFIX) :]: v for k, v in everything.items() if k.startswith(TABLE_PREFIX)},
+        path=file,
+    )
+
+
+def embedded_folder() -> Path:
+    """Where the package keeps its own models."""
+    return Path(str(resources.files("tilecodec") / "weights"))
+
+
+def find_model(name: str) -> ModelFile:
+    """A model by friendly name, by ``sha256:...`` or by path.
+
+    Raises:
+        UnknownModelError: no model goes by that name; the message lists those that do.
+    """
+    folders = sorted(p.parent for p in embedded_folder().glob(f"*/{FILE}"))
+    if name.startswith("sha256:"):
+        wanted = name.removeprefix("sha256:")
+        for folder in folders:
+            if _sha256_of(folder / FILE) == wanted:
+                return read_model(folder, expected_sha256=wanted)
+        raise UnknownModelError(
+            got=name,
+            expected=[f"{p.name} (sha256:{_sha256_of(p / FILE)})" for p in folders],
+            where="model",
+            hint="Give the path of the model that wrote the container",
+        )
+    folder = embedded_folder() / EMBEDDED.get(name, name)
+    if os.sep not in name and (folder / FILE).is_file():
+        return read_model(folder)
+    path = Path(name)
+    if path.exists():
+        return read_model(path)
+    raise UnknownModelError(
+        got=name, expected=[*EMBEDDED, *(p.name for p in folders), "a path", "sha256:..."], where="model"
+    )
+
+
+def _sha256_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,129 @@
+"""The grid of tiles of one pyramid level, and the windows around them.
+
+The picture is padded (edge-replicated) at the bottom and right up to a multiple of the model's hyper-latent stride and
+cut into square tiles; those at the bottom and right may be smaller. Windows are tiles grown by a margin and clipped to
+the padded picture. All coordinates are pixels of the level, ``(y, x)``, half-open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tilecodec.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TilePosition:
+    """A tile's place in its level's grid."""
+
+    row: int
+    col: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A rectangle of pixels, half-open: ``y0 <= y < y1``, ``x0 <= x < x1``."""
+
+    y0: int
+    y1: int
+    x0: int
+    x1: int
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return self.y1 - self.y0
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.x1 - self.x0
+
+    def clip(self, height: int, width: int) -> Window:
+        """The part inside a picture of this size."""
+        return Window(max(self.y0, 0), min(self.y1, height), max(self.x0, 0), min(self.x1, width))
+
+    def grow(self, margin: int) -> Window:
+        """The window with ``margin`` pixels more on each side."""
+        return Window(self.y0 - margin, self.y1 + margin, self.x0 - margin, self.x1 + margin)
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The least multiple of ``multiple`` that is at least ``value``."""
+    return -(-value // multiple) * multiple
+
+
+@dataclass(frozen=True, slots=True)
+class TileGrid:
+    """Tiles of a level."""
+
+    height: int
+    """True height of the level, pixels."""
+    width: int
+    tile: int
+    """Tile side, a multiple of ``stride``."""
+    stride: int
+    """The model's hyper-latent stride: the padded sides are multiples of it."""
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise UsageError(
+                "a picture needs at least one pixel", got=(self.height, self.width), expected="height, width >= 1"
+            )
+        if self.tile < self.stride or self.tile % self.stride:
+            raise UsageError(
+                "the tile side does not fit the model",
+                got=self.tile,
+                expected=f"a multiple of {self.stride}",
+                where="tile",
+            )
+
+    @property
+    def padded_height(self) -> int:
+        """Height after padding."""
+        return round_up(self.height, self.stride)
+
+    @property
+    def padded_width(self) -> int:
+        """Width after padding."""
+        return round_up(self.width, self.stride)
+
+    @property
+    def rows(self) -> int:
+        """Rows of tiles."""
+        return -(-self.padded_height // self.tile)
+
+    @property
+    def cols(self) -> int:
+        """Columns of tiles."""
+        return -(-self.padded_width // self.tile)
+
+    def core(self, at: TilePosition) -> Window:
+        """The tile's own pixels, in the padded picture."""
+        y0, x0 = at.row * self.tile, at.col * self.tile
+        return Window(y0, y0 + self.tile, x0, x0 + self.tile).clip(self.padded_height, self.padded_width)
+
+    def true_core(self, at: TilePosition) -> Window:
+        """The tile's own pixels that lie in the true picture."""
+        return self.core(at).clip(self.height, self.width)
+
+    def window(self, at: TilePosition, margin: int) -> Window:
+        """The tile grown by ``margin``, clipped to the padded picture."""
+        return self.core(at).grow(margin).clip(self.padded_height, self.padded_width)
+
+    def row_range(self, y0: int, y1: int, margin: int) -> range:
+        """Tile rows whose windows meet pixel rows ``y0 <= y < y1``."""
+        first = max(0, (y0 - margin) // self.tile)
+        return range(first, min(self.rows, (y1 - 1 + margin) // self.tile + 1))
+
+    def col_range(self, x0: int, x1: int, margin: int) -> range:
+        """Tile columns whose windows meet pixel columns ``x0 <= x < x1``."""
+        first = max(0, (x0 - margin) // self.tile)
+        return range(first, min(self.cols, (x1 - 1 + margin) // self.tile + 1))
+
+    def neighbours(self, at: TilePosition) -> Iterator[TilePosition]:
+        """The tile and those around it that exist, in row-major order."""
+        for row in range(max(0, at.row - 1), min(self.rows, at.row + 2)):
+            for col in range(max(0, at.col - 1), min(self.cols, at.col + 2)):
+                yield TilePosition(row, col)
