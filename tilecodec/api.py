@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import dask.array
     import zarr
 
-    from tilecodec.decode.engine import LevelDecoder
+    from tilecodec.decoder.engine import LevelDecoder
 
 MEGAPIXEL = 1 << 20
 """Pixels of a megapixel, here and in every figure: 1024 x 1024."""
@@ -174,7 +174,7 @@ def encode(
 def _encode(
     pixels: Any, target: str, settings: EncodeOptions, progress: ProgressCall | None, begun: float
 ) -> EncodeReport:
-    from tilecodec.encode import ChunkDone, encode_levels, level_sizes
+    from tilecodec.encoder import ChunkDone, encode_levels, level_sizes
     from tilecodec.entropy.model import shared_model
 
     local = None if "://" in target else Path(target)
@@ -448,10 +448,12 @@ class Image:
         return Image, self._arguments
 
     def _make_decoder(self, layout: LevelLayout) -> LevelDecoder:
-        from tilecodec.decode.engine import LevelDecoder
+        from tilecodec.decoder.engine import LevelDecoder
         from tilecodec.entropy.model import shared_model
 
-        model = shared_model(layout.codec.model, self._options.device, self._options.precision)
+        options, named = self._options, layout.codec.model
+        wanted = named.removeprefix("sha256:")
+        model = shared_model(options.model or named, options.device, options.precision, sha256=wanted)
         store = self._store.under(layout.path)
         return LevelDecoder(store, layout, model, cache_bytes=self._options.cache_bytes)
 
@@ -464,12 +466,18 @@ def _reopen_level(path: str, options: DecodeOptions, number: int) -> Level:
 
 
 def open(  # noqa: A001  # the verb users expect, as in zarr.open
-    path: PathLike, *, device: Device = "auto", precision: Precision = "auto", cache_bytes: int = 64 << 20
+    path: PathLike,
+    *,
+    model: str | None = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    cache_bytes: int = 64 << 20,
 ) -> Image:
     """Opens a container for reading; pixels and model are loaded when they are asked for.
 
     Args:
         path: the container's folder, or an fsspec URL.
+        model: path or name of the model, where the one the container names by hash is not found by itself.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         cache_bytes: decoded windows kept per level.
@@ -477,7 +485,7 @@ def open(  # noqa: A001  # the verb users expect, as in zarr.open
     Raises:
         NotAContainerError, IncompleteContainerError: see :mod:`tilecodec.errors`.
     """
-    options = DecodeOptions(device=device, precision=precision, cache_bytes=cache_bytes)
+    options = DecodeOptions(model=model, device=device, precision=precision, cache_bytes=cache_bytes)
     return Image(os.fspath(path), options)
 
 
@@ -487,6 +495,7 @@ def decode(
     *,
     region: tuple[int, int, int, int] | None = None,
     level: int = 0,
+    model: str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
     overwrite: bool = False,
@@ -499,6 +508,7 @@ def decode(
         target: ``.tif``, ``.png``, ``.npy`` (H, W, 3) or ``.zarr`` (3, H, W).
         region: (x, y, width, height) in pixels of the level; all of it by default.
         level: pyramid level, 0 the largest.
+        model: see :func:`open`.
         device: see :func:`open`.
         precision: see :func:`open`.
         overwrite: replace an existing target.
@@ -512,7 +522,7 @@ def decode(
     from tilecodec.sink import check_write, write_rows
 
     begun = time.monotonic()
-    image = open(source, device=device, precision=precision)
+    image = open(source, model=model, device=device, precision=precision)
     picked = image.level(level)
     _, height, width = picked.shape
     x, y, w, h = region if region is not None else (0, 0, width, height)

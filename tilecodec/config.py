@@ -62,6 +62,8 @@ class EncodeOptions:
 class DecodeOptions:
     """How a container is decoded."""
 
+    model: str | None = None
+    """Path or name of the model, where the one that the container names by hash is not found by itself."""
     device: Device = "auto"
     precision: Precision = "auto"
     cache_bytes: int = 64 << 20

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import Buffer, NDBuffer
 
-    from tilecodec.decode.engine import LevelDecoder
+    from tilecodec.decoder.engine import LevelDecoder
 
 CACHE_BYTES = 64 << 20
 """Decoded windows kept per array that plain zarr reads."""
@@ -67,10 +67,10 @@ _ARRAYS = _OpenArrays()
 
 def make_decoder(store: ByteStore, layout: LevelLayout) -> LevelDecoder:
     """A level decoder with the process's shared copy of its model."""
-    from tilecodec.decode.engine import LevelDecoder
+    from tilecodec.decoder.engine import LevelDecoder
     from tilecodec.entropy.model import shared_model
 
-    model = shared_model(layout.codec.model, "auto", "auto")
+    model = shared_model(layout.codec.model)
     return LevelDecoder(store, layout, model, cache_bytes=CACHE_BYTES)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -16,7 +17,7 @@ from tilecodec.config import Device, Precision
 from tilecodec.entropy.codec import TileCodec
 from tilecodec.entropy.parameters import EntropyTables, FloatParameters
 from tilecodec.entropy.tables import CDFTable
-from tilecodec.errors import ModelError, UsageError
+from tilecodec.errors import ModelError, ModelHashError, UsageError
 from tilecodec.model.ditic import DiTIC
 from tilecodec.model.weights import ModelFile, find_model
 
@@ -146,10 +147,43 @@ def load_model(name: str = "default", *, device: Device = "auto", precision: Pre
     return CodecModel(find_model(name), device=device, precision=precision)
 
 
-@lru_cache(maxsize=4)
-def shared_model(name: str, device: Device, precision: Precision) -> CodecModel:
-    """:func:`load_model`, one copy per process for the same arguments."""
-    return load_model(name, device=device, precision=precision)
+def shared_model(
+    name: str, device: Device = "auto", precision: Precision = "auto", *, sha256: str | None = None
+) -> CodecModel:
+    """:func:`load_model`, one copy per process of the same weights on the same device.
+
+    Args:
+        name: see :func:`load_model`.
+        device: see :func:`load_model`.
+        precision: see :func:`load_model`.
+        sha256: hash the weights must have, hexadecimal.
+
+    Raises:
+        ModelHashError: the model has another hash.
+    """
+    place = (str(pick_device(device)), pick_dtype(pick_device(device), precision))
+    with _SHARED_LOCK:
+        found = _SHARED.get((name.removeprefix("sha256:"), *place))
+        if found is None:
+            file = find_model(name)
+            found = _SHARED.get((file.sha256, *place))
+            if found is None:
+                found = _SHARED[(file.sha256, *place)] = CodecModel(file, device=device, precision=precision)
+                while len(_SHARED) > SHARED_MODELS:
+                    _SHARED.pop(next(iter(_SHARED)))
+    if sha256 is not None and found.sha256 != sha256:
+        raise ModelHashError(
+            got=f"{name} with sha256:{found.sha256}",
+            expected=f"sha256:{sha256}",
+            where="model",
+            hint="Give the model that wrote the container",
+        )
+    return found
+
+
+SHARED_MODELS = 4
+_SHARED: dict[tuple[str, str, torch.dtype], CodecModel] = {}
+_SHARED_LOCK = threading.Lock()
 
 
 def pick_device(device: Device) -> torch.device:

@@ -236,6 +236,16 @@ def official_config() -> DiTICConfig:
 def default_config() -> DiTICConfig:
     """The small default model: continuous quality, made for a plain CPU."""
     return DiTICConfig(
-        codec=CodecConfig(rate_points=8),
-        transformer=TransformerConfig(timestep_span=900.0),
+        codec=CodecConfig(
+            rate_points=8,
+            synthesis=BranchConfig(blocks=2, mid=192),
+            residual=BranchConfig(blocks=1, mid=192),
+            variance=BranchConfig(blocks=0, mid=64),
+            prompt=BranchConfig(blocks=0, mid=None),
+            prompt_channels=128,
+        ),
+        guidance=GuidanceConfig(caption_channels=256),
+        transformer=TransformerConfig(
+            num_layers=3, num_attention_heads=8, num_cross_attention_heads=4, timestep_span=900.0
+        ),
     )

@@ -164,11 +164,11 @@ class RateGains(nn.Module):
     Source: continuous quality by gain units, arXiv 2003.02012; geometric interpolation between anchors.
     """
 
-    def __init__(self, points: int, channels: int, span: float = 2.6) -> None:
+    def __init__(self, points: int, channels: int, start: float = 2.1, span: float = 2.6) -> None:
         super().__init__()
-        start = torch.linspace(0.0, span, points)[:, None].expand(points, channels)
-        self.log_gain = nn.Parameter(start.clone())
-        self.log_inverse = nn.Parameter(-start.clone())
+        logs = torch.linspace(start, start + span, points)[:, None].expand(points, channels)
+        self.log_gain = nn.Parameter(logs.clone())
+        self.log_inverse = nn.Parameter(-logs.clone())
 
     def forward(self, rate_B: Tensor) -> tuple[Tensor, Tensor]:
         """Rate positions (B,) in [0, 1], 0 the lowest quality, to the gain and its inverse, each (B, C, 1, 1)."""

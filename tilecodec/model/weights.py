@@ -101,6 +101,7 @@ def read_model(path: Path, *, expected_sha256: str | None = None) -> ModelFile:
         raise
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ModelError("the file is no tilecodec model", got=repr(error), where=file) from error
+    _SEEN[sha256] = file
     return ModelFile(
         alias=alias,
         sha256=sha256,
@@ -109,6 +110,16 @@ def read_model(path: Path, *, expected_sha256: str | None = None) -> ModelFile:
         tables={k[len(TABLE_PREFIX) :]: v for k, v in everything.items() if k.startswith(TABLE_PREFIX)},
         path=file,
     )
+
+
+_SEEN: dict[str, Path] = {}
+"""Files this process has read, by sha256: what was encoded with a model given by path can be decoded at once."""
+
+
+def models_folder() -> Path:
+    """Where models are kept on this machine: ``$TILECODEC_HOME/models``, by default ``~/.cache/tilecodec/models``."""
+    home = os.environ.get("TILECODEC_HOME")
+    return (Path(home) if home else Path.home() / ".cache" / "tilecodec") / "models"
 
 
 def embedded_folder() -> Path:
@@ -125,14 +136,15 @@ def find_model(name: str) -> ModelFile:
     folders = sorted(p.parent for p in embedded_folder().glob(f"*/{FILE}"))
     if name.startswith("sha256:"):
         wanted = name.removeprefix("sha256:")
-        for folder in folders:
-            if _sha256_of(folder / FILE) == wanted:
-                return read_model(folder, expected_sha256=wanted)
+        kept = sorted(models_folder().glob(f"*/{FILE}"))
+        for file in [*(f / FILE for f in folders), *_SEEN.values(), *kept]:
+            if file.is_file() and _sha256_of(file) == wanted:
+                return read_model(file, expected_sha256=wanted)
         raise UnknownModelError(
             got=name,
             expected=[f"{p.name} (sha256:{_sha256_of(p / FILE)})" for p in folders],
-            where="model",
-            hint="Give the path of the model that wrote the container",
+            where=f"the package and {models_folder()}",
+            hint="Give the path of the model that wrote the container with --model (Python: model=...)",
         )
     folder = embedded_folder() / EMBEDDED.get(name, name)
     if os.sep not in name and (folder / FILE).is_file():

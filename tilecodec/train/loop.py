@@ -37,6 +37,10 @@ class TrainRecipe:
     steps: int = 3000
     decay_steps: int = 1200
     """The last steps, over which the learning rate falls to 2 % along a cosine."""
+    minutes: float | None = None
+    """Wall-clock budget instead of ``steps``: the learning rate falls over its last half."""
+    start_from: Path | None = None
+    """A checkpoint whose averaged weights a new run starts from, wherever names and shapes agree."""
     warmup_steps: int = 100
     lr: float = 1e-3
     muon_lr: float = 1e-2
@@ -78,10 +82,13 @@ def start_near_identity(model: DiTIC) -> None:
                 layer.bias.zero_()
 
 
-def learning_rate_factor(step: int, recipe: TrainRecipe) -> float:
-    """Warm-up, constant, cosine to 2 %."""
+def learning_rate_factor(step: int, recipe: TrainRecipe, minutes: float = 0.0) -> float:
+    """Warm-up, constant, cosine to 2 %; by steps, or by the minutes the run has taken where it has a time budget."""
     warm = min(1.0, (step + 1) / recipe.warmup_steps)
-    into = (step - (recipe.steps - recipe.decay_steps)) / max(1, recipe.decay_steps)
+    if recipe.minutes is None:
+        into = (step - (recipe.steps - recipe.decay_steps)) / max(1, recipe.decay_steps)
+    else:
+        into = 2 * minutes / recipe.minutes - 1
     return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, into)))))
 
 
@@ -109,8 +116,11 @@ class Run:
         self.lpips = LPIPSSqueeze(recipe.lpips_weights) if recipe.lpips_weights else None
         self.step = 0
         last = recipe.out / "last.pt"
+        self.minutes_spent = 0.0
         if last.exists():
             self._resume(torch.load(last, weights_only=False))
+        elif recipe.start_from is not None:
+            self._start_from(torch.load(recipe.start_from, weights_only=True)["ema"])
 
     def _resume(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
@@ -118,8 +128,16 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.aux_optimizer.load_state_dict(state["aux_optimizer"])
         self.step, self.ema_steps = state["step"], state["ema_steps"]
+        self.minutes_spent = state.get("minutes", 0.0)
         self.sampler.rng.bit_generator.state = state["rng_numpy"]
         torch.set_rng_state(state["rng_torch"])
+
+    def _start_from(self, weights: dict[str, Tensor]) -> None:
+        own = self.network.state_dict()
+        fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+        for target in (self.network, self.ema):
+            target.load_state_dict(fitting, strict=False)
+        print(f"started from {len(fitting)} of {len(own)} tensors")
 
     def save(self) -> None:
         """Writes ``last.pt`` (everything) and ``ema.pt`` (averaged weights), each replaced in one move."""
@@ -131,6 +149,7 @@ class Run:
             "aux_optimizer": self.aux_optimizer.state_dict(),
             "step": self.step,
             "ema_steps": self.ema_steps,
+            "minutes": self.minutes_spent,
             "rng_numpy": self.sampler.rng.bit_generator.state,
             "rng_torch": torch.get_rng_state(),
             "config": self.network.model.config.to_dict(),
@@ -165,20 +184,21 @@ class Run:
         recipe = self.recipe
         recipe.out.mkdir(parents=True, exist_ok=True)
         saved = begun = time.monotonic()
-        first, sums = self.step, [0.0] * 4
-        while self.step < recipe.steps:
+        first, sums, spent = self.step, [0.0] * 4, self.minutes_spent
+        while self.minutes_spent < recipe.minutes if recipe.minutes is not None else self.step < recipe.steps:
             loss, parts = self.loss(self.sampler.batch(recipe.batch))
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"loss is {float(loss)} at step {self.step}; last checkpoint kept")
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.grad_clip)
-            self.optimizer.step(learning_rate_factor(self.step, recipe))
+            self.optimizer.step(learning_rate_factor(self.step, recipe, self.minutes_spent))
             self.aux_optimizer.zero_grad()
             self.network.bottleneck.loss().backward()
             self.aux_optimizer.step()
             self.network.bottleneck.zero_grad()
             self._average()
             self.step += 1
+            self.minutes_spent = spent + (time.monotonic() - begun) / 60
             sums = [a + b for a, b in zip(sums, [float(loss.detach()), *parts], strict=True)]
             if self.step % 50 == 0:
                 pace = (time.monotonic() - begun) / (self.step - first)

@@ -11,7 +11,7 @@ from tilecodec.blend import axis_weights
 from tilecodec.container.chunk import TileState
 from tilecodec.container.metadata import LevelLayout, read_metadata
 from tilecodec.container.store import ByteStore, open_store
-from tilecodec.decode.tiles import TileFetcher, assemble
+from tilecodec.decoder.tiles import TileFetcher, assemble
 from tilecodec.entropy.model import CodecModel, LatentWindow, shared_model
 from tilecodec.tiles import TilePosition
 
@@ -21,7 +21,7 @@ CACHE_BYTES = 1 << 30
 def _open(path: str | os.PathLike[str], level: int) -> tuple[ByteStore, LevelLayout, CodecModel]:
     store = open_store(path, read_only=True)
     layout = read_metadata(store, where=str(path)).levels[level]
-    return store.under(layout.path), layout, shared_model(layout.codec.model, "auto", "auto")
+    return store.under(layout.path), layout, shared_model(layout.codec.model)
 
 
 def decode_reference(path: str | os.PathLike[str], level: int = 0) -> NDArray[np.uint8]:

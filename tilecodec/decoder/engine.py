@@ -12,7 +12,7 @@ from tilecodec.blend import axis_weights
 from tilecodec.container.chunk import TileState
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
-from tilecodec.decode.tiles import BoundedCache, DecodedTile, TileFetcher, assemble
+from tilecodec.decoder.tiles import BoundedCache, DecodedTile, TileFetcher, assemble
 from tilecodec.entropy.model import CodecModel
 from tilecodec.errors import RegionError
 from tilecodec.tiles import TilePosition
