@@ -178,12 +178,13 @@ def trace(
         network, known_median = model, np.zeros(model.config.codec.z_channels, np.float32)
     else:
         network, known_median = model.network, model.tables.z_median
-    parameter = next(network.parameters())
-    if parameter.dtype != torch.float32:
-        raise ModelError("a trace needs float32 weights", got=parameter.dtype, expected="float32", where="trace")
-    median_C = torch.as_tensor(known_median if z_median is None else z_median, device=parameter.device)
-    table_n = torch.as_tensor(official_scale_table() if scale_table is None else scale_table, device=parameter.device)
-    rate_B = torch.full((1,), rate, device=parameter.device)
+    dtypes = {parameter.dtype for parameter in network.parameters()}
+    if dtypes != {torch.float32}:
+        raise ModelError("a trace needs float32 weights", got=sorted(map(str, dtypes)), where="trace")
+    device = next(network.parameters()).device
+    median_C = torch.as_tensor(known_median if z_median is None else z_median, device=device)
+    table_n = torch.as_tensor(official_scale_table() if scale_table is None else scale_table, device=device)
+    rate_B = torch.full((1,), rate, device=device)
     with torch.inference_mode(), torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
         seen = _run(network, image_u8, median_C, table_n, rate_B)
     return {"image_u8": image_u8, **{name: tensor.cpu().numpy() for name, tensor in seen.items()}}
