@@ -1,0 +1,328 @@
+"""The command line: parses, calls the public functions, prints. Results go to stdout, all else to stderr.
+
+Exit codes: 0 done, 1 invalid or failed data, 2 usage, 3 input or output, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+from tilecodec.errors import TileCodecError, UsageError
+
+Rows = list[tuple[str, str]]
+"""A result as a person reads it: names and values."""
+
+_INTERRUPTED: Final = 130
+_BROKEN_PIPE: Final = 141
+_TERMINATED: Final = 143
+"""What a shell reports for a program that SIGINT, SIGPIPE or SIGTERM ended."""
+_STORAGE: Final = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: arguments without the program's name; those of the process by default.
+
+    Raises:
+        SystemExit: from argparse, for ``--help``, ``--version`` (0) and arguments it cannot parse (2).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name must not be what a message fails on
+            stream.reconfigure(errors="backslashreplace")
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], None] = arguments.command
+    try:
+        with warnings.catch_warnings(), _tidy_when_terminated():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
+            command(arguments)
+        sys.stdout.flush()
+    except TileCodecError as error:
+        return _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _complain("interrupted", _INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read stdout has gone. Python would complain again when it flushes at exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except OSError as error:
+        return _complain(": ".join(str(part) for part in (error.strerror or error, error.filename) if part), _STORAGE)
+    except MemoryError:
+        return _complain("out of memory", 1)
+    return 0
+
+
+@contextlib.contextmanager
+def _tidy_when_terminated() -> Iterator[None]:
+    """Let SIGTERM end the program as an exception does, so that nothing half-written is left."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(_TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"tilecodec: error: {message}", file=sys.stderr)
+    return code
+
+
+# --- commands
+
+
+def _encode(arguments: argparse.Namespace) -> None:
+    options = {
+        "model": arguments.model,
+        "quality": _number("--quality", arguments.quality),
+        "levels": "auto" if arguments.levels == "auto" else _integer("--levels", arguments.levels),
+        "device": _device(arguments.device),
+        "resume": arguments.resume,
+        "overwrite": arguments.overwrite,
+    }
+    if arguments.tile is not None:
+        options["tile"] = _integer("--tile", arguments.tile)
+    from tilecodec.config import EncodeOptions
+
+    EncodeOptions(**options)  # wrong options are told before anything large is loaded
+    from tilecodec import api
+    from tilecodec.progress import progress_bar
+
+    with progress_bar("encoding", quiet=arguments.quiet) as progress:
+        report = api.encode(arguments.source, arguments.target, progress=progress, **options)
+    rows = [
+        ("container", report.target),
+        ("size", f"{_size(report.width, report.height)}, {_count(report.levels, 'level')}"),
+        ("bytes", f"{report.bytes:,}"),
+        ("rate", f"{report.bpp:.3f} bpp, 1 : {report.ratio:.0f}"),
+        ("tiles", f"{report.tiles:,}, {report.empty_tiles:,} of them empty"),
+        ("model", f"{report.model}, quality {report.quality:g}"),
+        *_effort(report.seconds, report.megapixels_per_second, report.peak_memory_bytes),
+    ]
+    _show(arguments, report.to_dict(), rows)
+
+
+def _decode(arguments: argparse.Namespace) -> None:
+    region = None if arguments.region is None else parse_region(arguments.region)
+    level = _integer("--level", arguments.level)
+    device = _device(arguments.device)
+    from tilecodec import api
+    from tilecodec.progress import progress_bar
+
+    with progress_bar("decoding", quiet=arguments.quiet) as progress:
+        report = api.decode(
+            arguments.source,
+            arguments.target,
+            region=region,
+            level=level,
+            device=device,
+            overwrite=arguments.overwrite,
+            progress=progress,
+        )
+    rows = [
+        ("picture", report.target),
+        ("size", _size(report.width, report.height)),
+        *_effort(report.seconds, report.megapixels_per_second, report.peak_memory_bytes),
+    ]
+    _show(arguments, report.to_dict(), rows)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from tilecodec import api
+
+    info = api.info(arguments.source)
+    rows = [
+        ("container", info.path),
+        ("name", info.name),
+        ("state", "complete" if info.complete else "unfinished: encode --resume completes it"),
+        ("size", _size(info.width, info.height)),
+        ("bytes", f"{info.bytes:,}"),
+        ("rate", f"{info.bpp:.3f} bpp"),
+        ("model", f"{info.model} (sha256:{info.model_sha256[:12]}), quality {info.quality:g}"),
+        ("tiles", f"{info.tile} px, overlap {info.overlap} px, halo {info.halo} px"),
+    ]
+    if info.pixel_size_um is not None:
+        rows.append(("pixel size", " × ".join(f"{size:g}" for size in reversed(info.pixel_size_um)) + " µm"))
+    rows += [("losses", loss) for loss in info.lossy_history]
+    for level in info.levels:
+        chunks = f"{level.chunks_present:,} of {_count(level.chunks, 'chunk')}"
+        about = f"{_size(level.width, level.height)}, {_count(level.tiles, 'tile')}, {chunks}, {level.bytes:,} bytes"
+        rows.append((f"level {level.path}", about))
+    rows += sorted(info.properties.items())
+    _show(arguments, info.to_dict(), rows)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    size = _integer("--size", arguments.size)
+    from tilecodec.demo import run_demo
+
+    report = run_demo(arguments.out, size=size, quiet=arguments.quiet, say=_say(arguments))
+    _show(arguments, report.to_dict(), report.rows())
+
+
+# --- arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tilecodec", description="Gigapixel pictures in a small Zarr container, read anywhere in, at any size."
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print the result as JSON")
+    quiet = argparse.ArgumentParser(add_help=False)
+    quiet.add_argument("--quiet", action="store_true", help="print errors only, and the result if --json is given")
+    device = argparse.ArgumentParser(add_help=False)
+    device.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], about: str, *parents: Any) -> Any:
+        added = commands.add_parser(name, help=about, description=about, parents=[*parents, common], allow_abbrev=False)
+        added.set_defaults(command=run)
+        return added
+
+    encode = command("encode", _encode, "Encode a picture into a container.", device, quiet)
+    encode.add_argument("source", metavar="SRC", help="TIFF, BigTIFF, SVS, PNG, JPEG, Zarr ...")
+    encode.add_argument("target", metavar="DST.zarr", help="the container to make")
+    encode.add_argument("--model", default="default", metavar="NAME|PATH", help="model to encode with")
+    encode.add_argument("--quality", default="50", metavar="1..100", help="1 smallest, 100 best (default: 50)")
+    encode.add_argument("--tile", metavar="N", help="tile side in pixels, a multiple of 128 (default: 512)")
+    encode.add_argument("--levels", default="auto", metavar="auto|N", help="pyramid levels (default: auto)")
+    existing = encode.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="finish a container that was begun the same way")
+    existing.add_argument("--overwrite", action="store_true", help="replace an existing container")
+
+    decode = command("decode", _decode, "Decode a container, or a region of it, to a picture.", device, quiet)
+    decode.add_argument("source", metavar="SRC.zarr", help="the container")
+    decode.add_argument("target", metavar="DST", help="picture to write: .tif, .png, .npy or .zarr")
+    decode.add_argument("--region", metavar="X,Y,W,H", help="left, top, width, height in pixels of the level")
+    decode.add_argument("--level", default="0", metavar="L", help="pyramid level, 0 the largest (default: 0)")
+    decode.add_argument("--overwrite", action="store_true", help="replace an existing picture")
+
+    info = command("info", _info, "Tell what a container holds.")
+    info.add_argument("source", metavar="SRC.zarr", help="the container")
+
+    demo = command("demo", _demo, "Draw a landscape, encode and decode it, measure, and show both side by side.", quiet)
+    demo.add_argument("--size", default="4096", metavar="N", help="side of the landscape in pixels (default: 4096)")
+    demo.add_argument("--out", default="tilecodec-demo", metavar="DIR", help="folder (default: ./tilecodec-demo)")
+    return parser
+
+
+class _Version(argparse.Action):
+    """Print the version and exit; it is looked up only when asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from tilecodec import __version__
+
+        print(f"tilecodec {__version__}")
+        parser.exit()
+
+
+def parse_region(text: str) -> tuple[int, int, int, int]:
+    """Return left, top, width and height from ``X,Y,W,H``.
+
+    Raises:
+        UsageError: the text is not four whole numbers, or names no pixel.
+    """
+    parts = text.split(",")
+    expected = "X,Y,W,H: four whole numbers, W and H at least 1"
+    if len(parts) != 4 or not all(re.fullmatch(r"\s*[0-9]{1,12}\s*", part) for part in parts):
+        raise UsageError("the region cannot be read", got=text, expected=expected, where="--region")
+    x, y, width, height = (int(part) for part in parts)
+    if width < 1 or height < 1:
+        raise UsageError("the region is empty", got=text, expected=expected, where="--region")
+    return x, y, width, height
+
+
+def _integer(option: str, text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,12}", text):
+        raise UsageError(f"{option} cannot be read", got=text, expected="a whole number", where=option)
+    return int(text)
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{option} cannot be read", got=text, expected="a number", where=option) from None
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
+        raise UsageError("no such device", got=text, expected="auto, cpu, cuda or cuda:N", where="--device")
+    return text
+
+
+# --- results
+
+
+def _show(arguments: argparse.Namespace, result: dict[str, Any], rows: Rows) -> None:
+    """Print a result on stdout: as JSON, as a table on a terminal, as plain lines elsewhere."""
+    if arguments.json:
+        import json
+
+        print(json.dumps(result, indent=2, allow_nan=False))
+    elif not getattr(arguments, "quiet", False):
+        _print_table(rows)
+
+
+def _print_table(rows: Rows) -> None:
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        table.add_column(style="cyan", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            table.add_row(Text(name), Text(value))
+        Console().print(table)
+        return
+    indent = max(len(name) for name, _ in rows) + 2
+    for name, value in rows:
+        print(f"{name:<{indent}}{value}")
+
+
+def _say(arguments: argparse.Namespace) -> Callable[[str], None]:
+    """Return what to call with a word on what is going on; it goes to stderr, if someone is there to read it."""
+
+    def say(text: str) -> None:
+        if not arguments.quiet and sys.stderr.isatty():
+            print(text, file=sys.stderr)
+
+    return say
+
+
+def _size(width: int, height: int) -> str:
+    return f"{width:,} × {height:,} px"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _effort(seconds: float, megapixels_per_second: float, peak_memory_bytes: int) -> Rows:
+    return [
+        ("time", f"{seconds:.1f} s, {megapixels_per_second:.2f} MP/s"),
+        ("memory", f"{peak_memory_bytes / 2**20:,.0f} MiB at most"),
+    ]
