@@ -1,9 +1,9 @@
 """tilecodec: a Zarr v3 codec for gigapixel pictures, tiles compressed by DiT-IC, a one-step diffusion transformer.
 
-    report = tilecodec.encode("scene.tif", "scene.zarr", quality=50)
-    image = tilecodec.open("scene.zarr")
-    pixels = image[:, y0:y1, x0:x1]
-    tilecodec.decode("scene.zarr", "crop.tif", region=(x, y, w, h))
+report = tilecodec.encode("scene.tif", "scene.zarr", quality=50)
+image = tilecodec.open("scene.zarr")
+pixels = image[:, y0:y1, x0:x1]
+tilecodec.decode("scene.zarr", "crop.tif", region=(x, y, w, h))
 """
 
 from __future__ import annotations

@@ -206,7 +206,9 @@ def _encode(
         halo=halo,
     )
     layouts = tuple(
-        LevelLayout(path=str(n), grid=TileGrid(*size, settings.tile, stride), chunk_tiles=settings.chunk_tiles, codec=codec)
+        LevelLayout(
+            path=str(n), grid=TileGrid(*size, settings.tile, stride), chunk_tiles=settings.chunk_tiles, codec=codec
+        )
         for n, size in enumerate(level_sizes(pixels.height, pixels.width, settings.levels))
     )
     meta = _describe(pixels, target, layouts, model.alias, settings)
@@ -227,8 +229,8 @@ def _encode(
 
     try:
         documents = {"zarr.json": group_json(meta)} | {f"{x.path}/zarr.json": array_json(x) for x in layouts}
-        for key, value in documents.items():
-            store.set(key, value)
+        for key, document in documents.items():
+            store.set(key, document)
         encode_levels(pixels, layouts, store, model, skip_present=settings.resume, done=done)
         documents["zarr.json"] = group_json(_completed(meta))
         store.set("zarr.json", documents["zarr.json"])
@@ -270,7 +272,9 @@ def _existing(target: str, local: Path | None) -> bool:
         return False
     if not (local / "zarr.json").is_file():
         raise TargetExistsError(
-            "the target exists and is no Zarr; it is never replaced", got=str(local), expected="a new path or a container"
+            "the target exists and is no Zarr; it is never replaced",
+            got=str(local),
+            expected="a new path or a container",
         )
     return True
 
@@ -318,8 +322,8 @@ def _check_resumable(store: ByteStore, target: str, meta: ContainerMetadata) -> 
 def _swap(new: Path, old: Path) -> None:
     """Puts a finished container in place of an older one."""
     trash = old.with_name(f".{old.name}.old-{os.getpid()}")
-    os.rename(old, trash)
-    os.rename(new, old)
+    old.rename(trash)
+    new.rename(old)
     shutil.rmtree(trash, ignore_errors=True)
 
 
@@ -360,15 +364,18 @@ class Level:
     def __getitem__(self, key: Any) -> NDArray[np.uint8]:
         """Pixels as uint8, like numpy's basic indexing: integers, slices (any step) and an ellipsis."""
         picks = _basic_index(key, self.shape)
-        ranges = [range(*p.indices(n)) if isinstance(p, slice) else range(p, p + 1) for p, n in zip(picks, self.shape, strict=True)]
+        ranges = [
+            range(*p.indices(n)) if isinstance(p, slice) else range(p, p + 1)
+            for p, n in zip(picks, self.shape, strict=True)
+        ]
         kept = tuple(slice(None) if isinstance(p, slice) else 0 for p in picks)
         if not all(ranges):
             return np.empty([len(r) for r in ranges], np.uint8)[kept]
         y0, y1, x0, x1 = (v for r in ranges[1:] for v in (min(r), max(r) + 1))
         pixels = self.decoder.read(y0, y1, x0, x1).transpose(2, 0, 1)
         steps = tuple(slice(None, None, r.step) for r in ranges[1:])
-        channels = [ranges[0][n] for n in range(len(ranges[0]))]
-        return np.ascontiguousarray(pixels[(channels, *steps)][kept])
+        channels = np.array(ranges[0])
+        return np.ascontiguousarray(pixels[channels][(slice(None), *steps)][kept])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """The whole level."""
@@ -382,7 +389,10 @@ class Level:
         import dask.array
 
         side = self.layout.chunk_side
-        return dask.array.from_array(self, chunks=(3, side, side), asarray=False, fancy=False, meta=np.empty((0, 0, 0), np.uint8))
+        blocks: dask.array.Array = dask.array.from_array(  # type: ignore[no-untyped-call]  # dask is partly typed
+            self, chunks=(3, side, side), asarray=False, fancy=False, meta=np.empty((0, 0, 0), np.uint8)
+        )
+        return blocks
 
 
 def _basic_index(key: Any, shape: tuple[int, ...]) -> list[slice | int]:

@@ -189,9 +189,7 @@ class LevelEncoder:
         return codec.encode(y, z, quality=self.layout.codec.quality, height=height, width=width).to_bytes()
 
     def _write(self, chunk: _Chunk) -> None:
-        tiles = [
-            (TileState.EMPTY, t) if isinstance(t, bytes) else (TileState.CODED, t.result()) for t in chunk.tiles
-        ]
+        tiles = [(TileState.EMPTY, t) if isinstance(t, bytes) else (TileState.CODED, t.result()) for t in chunk.tiles]
         data = pack_chunk(chunk.rows, chunk.cols, tiles)
         self._store.set(chunk.key, data)
         empty = sum(state is TileState.EMPTY for state, _ in tiles)

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
-from zarr.abc.codec import ArrayBytesCodec
-from zarr.codecs.sharding import ArrayBytesCodecPartialDecodeMixin
+from zarr.abc.codec import ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin
 from zarr.core.common import JSON
 from zarr.storage import MemoryStore, StorePath
 
@@ -158,7 +157,7 @@ def _bounds(selection: Any, length: int) -> tuple[int, int]:
     """The smallest range that holds all of a selection along one axis."""
     if isinstance(selection, slice):
         indexes = range(*selection.indices(length))
-        return (min(indexes), max(indexes) + 1) if len(indexes) else (0, 1)
+        return (min(indexes), max(indexes) + 1) if indexes else (0, 1)
     values = np.asarray(selection)
     if values.dtype == bool:
         values = np.flatnonzero(values)
@@ -177,9 +176,7 @@ def _shift(selection: Any, start: int) -> Any:
     return values - start
 
 
-def decode_alone(
-    data: bytes, codec: CodecConfiguration, shape: tuple[int, ...]
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def decode_alone(data: bytes, codec: CodecConfiguration, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """A chunk from its own bytes only: blended inside, its outer edges as a picture's edges.
 
     Args:

@@ -148,7 +148,9 @@ class LevelDecoder:
                 if self.fetcher.state(position) is not TileState.CODED:
                     core = grid.core(position)
                     colour = self.fetcher.request(position)().colour
-                    band[max(core.y0 - y, 0) : core.y1 - y, max(core.x0 - x0, 0) : core.x1 - x0] = colour
+                    band[max(core.y0 - y, 0) : core.y1 - y, max(core.x0 - x0, 0) : core.x1 - x0] = np.array(
+                        colour, np.uint8
+                    )
         return band
 
 

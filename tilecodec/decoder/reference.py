@@ -48,7 +48,7 @@ def decode_reference(path: str | os.PathLike[str], level: int = 0) -> NDArray[np
         tile = fetcher.request(at)()
         if tile.state is not TileState.CODED:
             core = grid.core(at)
-            picture[core.y0 : core.y1, core.x0 : core.x1] = tile.colour
+            picture[core.y0 : core.y1, core.x0 : core.x1] = np.array(tile.colour, np.uint8)
     return picture[: grid.height, : grid.width]
 
 

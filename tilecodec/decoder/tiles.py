@@ -154,7 +154,11 @@ class TileFetcher:
         if state is not TileState.CODED:
             if state is TileState.EMPTY and len(data) != 3:
                 raise CorruptTileError(
-                    "an empty tile needs one colour", got=len(data), expected="3 bytes", where=where, reason="empty-colour"
+                    "an empty tile needs one colour",
+                    got=len(data),
+                    expected="3 bytes",
+                    where=where,
+                    reason="empty-colour",
                 )
             colour = (data[0], data[1], data[2]) if state is TileState.EMPTY else (0, 0, 0)
             y_hat, scale = model.constant_latent(colour, self.layout.codec.quality)
@@ -182,7 +186,9 @@ class TileFetcher:
         return DecodedTile(state, None, y_hat, scale)
 
 
-def assemble(fetcher: TileFetcher, model: CodecModel, at: TilePosition, tiles: dict[TilePosition, DecodedTile]) -> LatentWindow:
+def assemble(
+    fetcher: TileFetcher, model: CodecModel, at: TilePosition, tiles: dict[TilePosition, DecodedTile]
+) -> LatentWindow:
     """The latents of a tile's window, taken from the tile and its neighbours."""
     layout, stride = fetcher.layout, model.config.y_stride
     window = layout.grid.window(at, layout.codec.overlap)

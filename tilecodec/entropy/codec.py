@@ -55,7 +55,7 @@ class TileCodec:
         groups = [SymbolGroup(z_symbols.ravel(), _channel_rows(z_symbols.shape), tables.z)]
         y_symbols = torch.zeros(y.shape, dtype=torch.int32)
 
-        def code_step(step: int, mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
+        def code_step(_step: int, mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
             symbols = torch.round(y - mean[0]) * mask
             y_symbols.copy_(torch.where(mask, symbols.int(), y_symbols))
             groups.append(
@@ -87,7 +87,7 @@ class TileCodec:
             base = parameters.base(z_symbols)
             y_symbols = torch.zeros(base.shape[1:], dtype=torch.int32)
 
-            def code_step(step: int, mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
+            def code_step(_step: int, mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
                 rows = parameters.rows(scale[0][mask]).int().numpy()
                 y_symbols[mask] = torch.from_numpy(stream.decode(rows, tables.y))
                 return ((y_symbols + mean[0]) * mask)[None]

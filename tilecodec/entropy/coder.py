@@ -72,7 +72,8 @@ def encode_groups(groups: list[SymbolGroup]) -> NDArray[np.uint32]:
                 coder.encode_reverse(halves.ravel(), _UNIFORM)
                 index = np.where(outside, bins, index)
             coder.encode_reverse(index.astype(np.int32), table.models[row])
-    return coder.get_compressed()
+    words: NDArray[np.uint32] = coder.get_compressed()
+    return words
 
 
 class GroupDecoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 import threading
 from dataclasses import dataclass
@@ -49,8 +50,8 @@ class CodecModel:
         network = _network(file)
         self.tile_codec = TileCodec(FloatParameters(network.codec, self.tables), self.tables, self.config.y_stride)
         gains = network.codec.gains
-        self._gains = None if gains is None else gains.float()
-        self.network = network.to(self.device, self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._gains = None if gains is None else copy.deepcopy(gains).float()
+        self.network = network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         keep_exact = getattr(self.network.vae, "keep_ends_exact", None)
         if keep_exact is not None:
             keep_exact()
@@ -67,9 +68,7 @@ class CodecModel:
             gain, inverse = self._gains(torch.tensor([self.rate(quality)]))
         return gain[0], inverse[0]
 
-    def analyse(
-        self, window: NDArray[np.uint8], core: tuple[slice, slice], quality: float
-    ) -> tuple[Tensor, Tensor]:
+    def analyse(self, window: NDArray[np.uint8], core: tuple[slice, slice], quality: float) -> tuple[Tensor, Tensor]:
         """The latents of a window's core.
 
         Args:
@@ -243,5 +242,7 @@ def _tables(file: ModelFile) -> EntropyTables:
     names = ("cdf", "length", "offset")
     needed = {f"{p}.{k}" for p in ("y", "z") for k in names} | {"z.median"}
     if needed - set(file.tables):
-        raise ModelError("the model lacks CDF tables", got=sorted(file.tables), expected=sorted(needed), where=file.path)
+        raise ModelError(
+            "the model lacks CDF tables", got=sorted(file.tables), expected=sorted(needed), where=file.path
+        )
     return EntropyTables(table("y"), table("z"), file.tables["z.median"].numpy())

@@ -78,4 +78,4 @@ def entropy_part(codec: LatentCodec) -> LatentCodec:
     part._modules = {  # a shallow copy with its own module table
         name: copy.deepcopy(module) if name in keep else nn.Identity() for name, module in codec._modules.items()
     }
-    return part.to("cpu", torch.float32).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+    return part.to("cpu", torch.float32).to(memory_format=torch.channels_last).eval()

@@ -70,7 +70,7 @@ def quantise_pmf(pmf: NDArray[np.float64]) -> NDArray[np.int64]:
     """Probabilities to integer frequencies that are at least 1 and sum to 65536 (float64 (n,) to int64 (n,))."""
     total = 1 << PRECISION
     room = total - len(pmf)
-    frequency = 1 + np.floor(pmf / pmf.sum() * room).astype(np.int64)
+    frequency: NDArray[np.int64] = 1 + np.floor(pmf / pmf.sum() * room).astype(np.int64)
     frequency[int(np.argmax(frequency))] += total - int(frequency.sum())
     return frequency
 

@@ -7,6 +7,8 @@ Source: arXiv 2603.13162, supplement; DepthConvBlock after DCVC-RT (arXiv 2502.2
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,11 +50,11 @@ class DepthConvBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.adaptor is not None:
             x = self.adaptor(x)
-        expand, _, depthwise, project = self.dc
-        wide, _, narrow = self.ffn
+        expand, depthwise, project = (cast(nn.Conv2d, self.dc[n]) for n in (0, 2, 3))
+        wide, narrow = (cast(nn.Conv2d, self.ffn[n]) for n in (0, 2))
         inplace = not torch.is_grad_enabled()
         inner = F.silu(_conv4(x, expand), inplace=inplace)
-        out = x + project(_conv(inner, depthwise, 0.25))
+        out: Tensor = x + project(_conv(inner, depthwise, 0.25))
         first, second = F.silu(_conv4(out, wide), inplace=inplace).chunk(2, dim=1)
         out = out + _conv(first + second, narrow, 0.25)
         return out + x if self.shortcut else out

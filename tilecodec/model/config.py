@@ -179,7 +179,7 @@ def _build(cls: type[_T], data: Any, where: str) -> _T:
     unknown = sorted(set(data) - known)
     if unknown:
         raise ModelConfigError(got=unknown, expected=f"keys among {sorted(known)}", where=where)
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in data.items():
         if key in _NESTED and value is not None:
             values[key] = _build(_NESTED[key], value, f"{where}.{key}")

@@ -107,7 +107,7 @@ def build_transformer(config: TransformerConfig, channels: int, caption_channels
     """diffusers' SANA transformer without positional encoding, latents in and velocity out."""
     from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
 
-    return SanaTransformer2DModel(
+    transformer: nn.Module = SanaTransformer2DModel(
         in_channels=channels,
         out_channels=channels,
         num_attention_heads=config.num_attention_heads,
@@ -122,3 +122,4 @@ def build_transformer(config: TransformerConfig, channels: int, caption_channels
         sample_size=32,
         interpolation_scale=None,
     )
+    return transformer

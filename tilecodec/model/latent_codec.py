@@ -196,9 +196,7 @@ class LatentCodec(nn.Module):
         self.adapter_in = nn.ModuleList([adapter(cy, width) for _ in range(STEPS)])
         self.g_c = ContextNetwork(width, config.context_blocks)
         self.adapter_out = nn.ModuleList([adapter(width, 2 * cy) for _ in range(STEPS)])
-        self.LRP = (
-            nn.ModuleList([ResidualPrediction(cy) for _ in range(STEPS)]) if config.residual_prediction else None
-        )
+        self.LRP = nn.ModuleList([ResidualPrediction(cy) for _ in range(STEPS)]) if config.residual_prediction else None
         self.g_s = Synthesis(config.synthesis, cy, latent_channels)
         self.scale = Synthesis(config.variance, cy, latent_channels)
         self.aux = ResidualBranch(config.residual, cy, latent_channels)

@@ -6,6 +6,7 @@ The block transform starts as the 8x8 DCT of luma and chroma, so training starts
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -69,8 +70,7 @@ class LightVAE(nn.Module):
             self.back.weight.copy_(matrix.transpose(0, 1))
             for conv in (self.front, self.back):
                 nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # made with a bias
-            for conv in (self.encoder[0], self.decoder[-1]):
-                assert isinstance(conv, nn.Conv2d)
+            for conv in (cast(nn.Conv2d, self.encoder[0]), cast(nn.Conv2d, self.decoder[-1])):
                 nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # made with a bias
                 nn.init.dirac_(conv.weight)
 

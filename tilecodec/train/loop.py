@@ -76,10 +76,9 @@ def start_near_identity(model: DiTIC) -> None:
                 parameter.mul_(0.2)
             if name.endswith(("dc.3.bias", "ffn.2.bias")):
                 parameter.zero_()
-        for layer in (model.codec.aux.block[-1], getattr(model.DiT, "proj_out", None)):
-            if layer is not None:
-                layer.weight.zero_()
-                layer.bias.zero_()
+        ends = [model.codec.aux.block[-1], getattr(model.DiT, "proj_out", None)]
+        for parameter in (p for layer in ends if isinstance(layer, torch.nn.Module) for p in layer.parameters()):
+            parameter.zero_()
 
 
 def learning_rate_factor(step: int, recipe: TrainRecipe, minutes: float = 0.0) -> float:
@@ -106,7 +105,7 @@ class Run:
         self.recipe = recipe
         self.network = TrainingNetwork(DiTIC(config or default_config()))
         start_near_identity(self.network.model)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        self.network.to(memory_format=torch.channels_last)
         self.ema = copy.deepcopy(self.network).requires_grad_(False)
         self.ema_steps = 0
         named = [(n.removeprefix("model."), p) for n, p in self.network.named_parameters() if "quantiles" not in n]

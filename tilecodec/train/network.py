@@ -52,7 +52,7 @@ class TrainingNetwork(nn.Module):
             z_hat = _straight_through_round(z - median) + median
         base = codec.h_s(z_hat).float()
 
-        def code_step(step: int, mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
+        def code_step(_step: int, mean: Tensor, _scale: Tensor, mask: Tensor) -> Tensor:
             mean = mean.float()
             return (_straight_through_round(y - mean) + mean) * mask
 

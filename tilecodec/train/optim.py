@@ -67,7 +67,7 @@ def _as_matrix(kernel: Tensor) -> Tensor:
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon should train it: a dense kernel or matrix inside the network, not its ends, not a depthwise kernel."""
+    """Whether Muon should train it: a dense kernel or matrix within the network: not its ends, not depthwise."""
     if parameter.ndim not in (2, 4) or "entropy_bottleneck" in name or "log_" in name or "pattern" in name:
         return False
     rows, cols = parameter.shape[0], parameter[0].numel()

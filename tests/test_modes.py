@@ -1,0 +1,160 @@
+"""The catalogue through every way of reading: all return the pixels of the slow decoder."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import catalogue
+import dask.array
+import numpy as np
+import pytest
+import tiny
+import zarr
+
+import tilecodec
+from tilecodec.decoder.reference import decode_reference
+from tilecodec.encoder import level_sizes
+from tilecodec.tiles.cut import halve
+
+
+@pytest.fixture(scope="module")
+def containers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A container for every case, with small tiles, two tiles a chunk and three levels."""
+    folder = tmp_path_factory.mktemp("containers")
+    made = {}
+    for case in catalogue.cases():
+        made[case.name] = folder / f"{case.name}.zarr"
+        tilecodec.encode(
+            case.pixels, made[case.name], model=tiny.tiny_model(), tile=128, chunk_tiles=2, levels=3, quality=60
+        )
+    return made
+
+
+@pytest.mark.parametrize("name", catalogue.names())
+def test_every_way_of_reading_gives_the_same_pixels(name: str, containers: dict[str, Path], tmp_path: Path) -> None:
+    path = containers[name]
+    image = tilecodec.open(path)
+    group = zarr.open_group(path, mode="r")
+    case = catalogue.case(name)
+    assert image.shape == (3, case.height, case.width)
+    for number in range(image.levels):
+        level = image.level(number)
+        whole = decode_reference(path, number).transpose(2, 0, 1)
+        assert level.shape == whole.shape
+        np.testing.assert_array_equal(level[...], whole)
+        np.testing.assert_array_equal(group[str(number)][...], whole)
+        np.testing.assert_array_equal(dask.array.from_zarr(group[str(number)]).compute(), whole)
+        np.testing.assert_array_equal(level.to_dask().compute(), whole)
+    tilecodec.decode(path, tmp_path / "all.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "all.npy").transpose(2, 0, 1), image[...])
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 64 << 20])
+@pytest.mark.parametrize("name", ["photo", "part-empty", "stain"])
+def test_any_region_equals_the_part_of_the_whole(name: str, cache_bytes: int, containers: dict[str, Path]) -> None:
+    path = containers[name]
+    rng = np.random.default_rng(7)
+    plain = zarr.open_group(path, mode="r")
+    for number in range(2):
+        whole = decode_reference(path, number).transpose(2, 0, 1)
+        level = tilecodec.open(path, cache_bytes=cache_bytes).level(number)
+        for _ in range(12):
+            y0, y1 = sorted(rng.choice(level.shape[1] + 1, 2, replace=False))
+            x0, x1 = sorted(rng.choice(level.shape[2] + 1, 2, replace=False))
+            np.testing.assert_array_equal(level[:, y0:y1, x0:x1], whole[:, y0:y1, x0:x1])
+            np.testing.assert_array_equal(plain[str(number)][:, y0:y1, x0:x1], whole[:, y0:y1, x0:x1])
+
+
+INDEXES = [
+    np.s_[1],
+    np.s_[:, 5],
+    np.s_[..., 7],
+    np.s_[::-1, 10:200:3, -1],
+    np.s_[0, ..., 3:4],
+    np.s_[:, 290:4:-7, ::50],
+    np.s_[:, 5:5, :],
+    np.s_[1:3, -40:, -60:-20],
+]
+
+
+@pytest.mark.parametrize("index", INDEXES, ids=str)
+def test_indexing_is_numpys(index: object, containers: dict[str, Path]) -> None:
+    image = tilecodec.open(containers["photo"])
+    whole = image[...]
+    result = image[index]
+    assert result.shape == whole[index].shape
+    np.testing.assert_array_equal(result, whole[index])
+
+
+def test_plain_zarr_takes_steps_and_fancy_indexes(containers: dict[str, Path]) -> None:
+    array = zarr.open_group(containers["photo"], mode="r")["0"]
+    whole = array[...]
+    np.testing.assert_array_equal(array[1, 5:250:7, 3:400:5], whole[1, 5:250:7, 3:400:5])
+    rows, cols = [3, 200, 250], [1, 300, 410]
+    np.testing.assert_array_equal(array.oindex[[0, 2], rows, cols], whole[np.ix_([0, 2], rows, cols)])
+    np.testing.assert_array_equal(array.vindex[[0, 1, 2], rows, cols], whole[[0, 1, 2], rows, cols])
+
+
+def test_empty_tiles_keep_their_exact_colour(containers: dict[str, Path]) -> None:
+    for name in catalogue.names("constant"):
+        np.testing.assert_array_equal(
+            tilecodec.open(containers[name])[...], catalogue.case(name).pixels.transpose(2, 0, 1)
+        )
+    case = catalogue.case("part-empty")
+    pixels = tilecodec.open(containers["part-empty"])[...].transpose(1, 2, 0)
+    np.testing.assert_array_equal(pixels[:128], case.pixels[:128])
+    np.testing.assert_array_equal(pixels[:, :128], case.pixels[:, :128])
+
+
+def test_images_travel_between_processes(containers: dict[str, Path]) -> None:
+    image = tilecodec.open(containers["odd"])
+    again = pickle.loads(pickle.dumps(image))  # noqa: S301  # our own bytes
+    np.testing.assert_array_equal(again[...], image[...])
+    level = pickle.loads(pickle.dumps(image.level(1)))  # noqa: S301  # our own bytes
+    np.testing.assert_array_equal(level[...], image.level(1)[...])
+
+
+def test_batches_of_pixels_do_not_depend_on_the_threads(containers: dict[str, Path]) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        seen = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            seen.append(tilecodec.open(containers["photo"], precision="bf16", cache_bytes=0)[...])
+    finally:
+        torch.set_num_threads(before)
+    assert np.abs(seen[0].astype(int) - seen[1]).max() <= 1
+
+
+def test_the_pyramid_is_made_of_two_by_two_means(tmp_path: Path) -> None:
+    """With rows of chunks that roll through disk, every level still sees exactly the halved level below."""
+    pixels = np.random.default_rng(3).integers(0, 256, (700, 300, 3), np.uint8)
+    seen: dict[str, np.ndarray] = {}
+    from tilecodec.entropy.model import CodecModel
+
+    original = CodecModel.analyse
+
+    def spy(self: CodecModel, window: np.ndarray, core: tuple[slice, slice], quality: float) -> object:
+        seen.setdefault("windows", []).append((window.copy(), core))
+        return original(self, window, core, quality)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CodecModel, "analyse", spy)
+        tilecodec.encode(
+            pixels, tmp_path / "p.zarr", model=tiny.tiny_model(), tile=128, chunk_tiles=1, levels=3, halo=32
+        )
+    level = pixels
+    expected = []
+    for _ in range(3):
+        expected.append(level)
+        level = halve(level)
+    cores = [w[c] for w, c in seen["windows"]]
+    for n, (height, width) in enumerate(level_sizes(700, 300, 3)):
+        assert expected[n].shape[:2] == (height, width)
+        for y in range(0, height, 128):
+            for x in range(0, width, 128):
+                part = expected[n][y : y + 128, x : x + 128]
+                assert any(np.array_equal(c[: part.shape[0], : part.shape[1]], part) for c in cores), (n, y, x)
