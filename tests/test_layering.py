@@ -24,7 +24,20 @@ STAGES = ("source", "tiles", "model", "entropy", "container", "blend", "sink")
 """Left to right."""
 ASIDE = ("metrics", "scene", "weights")
 """No stage of the road; import leaves only."""
-COMPOSERS = ("", "__main__", "api", "encoder", "decoder", "zarr_codec", "cli", "demo", "train", "serve", "testing")
+COMPOSERS = (
+    "",
+    "__main__",
+    "api",
+    "encoder",
+    "decoder",
+    "zarr_codec",
+    "cli",
+    "progress",
+    "demo",
+    "train",
+    "serve",
+    "testing",
+)
 """May import every stage; the empty name is the package itself."""
 
 ONLY_IN_TRAIN = {"compressai", "peft"}
