@@ -29,6 +29,9 @@ from tilecodec.tiles.cut import Readable, halve, read_padded
 
 Report = Callable[["ChunkDone"], None]
 
+ANALYSIS_SIDE = 1024
+"""Tiles are analysed together in windows of about this side: the halo is paid once for all of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkDone:
@@ -146,7 +149,7 @@ class LevelEncoder:
 
     def _encode_chunk(self, row: int, col: int, block: NDArray[np.uint8]) -> _Chunk | None:
         """Analyses the chunk's tiles; their entropy coding goes on in the background."""
-        layout, grid, codec = self.layout, self.layout.grid, self.layout.codec
+        layout, grid = self.layout, self.layout.grid
         key = layout.key(row, col)
         rows, cols = layout.tiles_of(row, col)
         true = self._window(row, col)[0].clip(grid.height, grid.width)
@@ -154,31 +157,43 @@ class LevelEncoder:
         if self._skip_present and self._store.exists(key):
             self._done(ChunkDone(pixels, self._store.size(key), 0, rows * cols, 0))
             return None
-        chunk_window = self._window(row, col)[1]
-        tiles: list[Future[bytes] | bytes] = []
-        for r in range(rows):
-            for c in range(cols):
-                at = TilePosition(row * layout.chunk_tiles + r, col * layout.chunk_tiles + c)
-                own = grid.true_core(at)
-                mine = block[
-                    own.y0 - chunk_window.y0 : own.y1 - chunk_window.y0,
-                    own.x0 - chunk_window.x0 : own.x1 - chunk_window.x0,
-                ]
-                if (mine == mine[0, 0]).all():
-                    tiles.append(mine[0, 0].tobytes())
-                    continue
-                core, window = grid.core(at), grid.window(at, codec.halo)
-                part = block[
-                    window.y0 - chunk_window.y0 : window.y1 - chunk_window.y0,
-                    window.x0 - chunk_window.x0 : window.x1 - chunk_window.x0,
-                ]
-                inside = (
-                    slice(core.y0 - window.y0, core.y1 - window.y0),
-                    slice(core.x0 - window.x0, core.x1 - window.x0),
-                )
-                y, z = self._model.analyse(np.ascontiguousarray(part), inside, codec.quality)
-                tiles.append(POOL.submit(self._payload, y, z, own.height, own.width))
-        return _Chunk(key, rows, cols, pixels, tiles)
+        tiles: dict[TilePosition, Future[bytes] | bytes] = {}
+        first = TilePosition(row * layout.chunk_tiles, col * layout.chunk_tiles)
+        positions = [TilePosition(first.row + r, first.col + c) for r in range(rows) for c in range(cols)]
+        origin = self._window(row, col)[1]
+        for at in positions:
+            mine = _part(block, origin, grid.true_core(at))
+            if (mine == mine[0, 0]).all():
+                tiles[at] = mine[0, 0].tobytes()
+        for group in _groups(positions, first, max(1, ANALYSIS_SIDE // grid.tile)):
+            if any(at not in tiles for at in group):
+                tiles |= self._encode_group(block, origin, [at for at in group if at not in tiles])
+        return _Chunk(key, rows, cols, pixels, [tiles[at] for at in positions])
+
+    def _encode_group(
+        self, block: NDArray[np.uint8], origin: Window, group: list[TilePosition]
+    ) -> dict[TilePosition, Future[bytes] | bytes]:
+        """Analyses neighbouring tiles in one window, then starts each one's entropy coding."""
+        grid, stride = self.layout.grid, self._model.config.y_stride
+        cores = [grid.core(at) for at in group]
+        whole = Window(
+            min(c.y0 for c in cores), max(c.y1 for c in cores), min(c.x0 for c in cores), max(c.x1 for c in cores)
+        )
+        window = whole.grow(self.layout.codec.halo).clip(grid.padded_height, grid.padded_width)
+        inside = (
+            slice(whole.y0 - window.y0, whole.y1 - window.y0),
+            slice(whole.x0 - window.x0, whole.x1 - window.x0),
+        )
+        pixels = np.ascontiguousarray(_part(block, origin, window))
+        code = self._model.analyse(pixels, inside, self.layout.codec.quality)
+        coded: dict[TilePosition, Future[bytes] | bytes] = {}
+        for at, core in zip(group, cores, strict=True):
+            rows = slice((core.y0 - whole.y0) // stride, (core.y1 - whole.y0) // stride)
+            cols = slice((core.x0 - whole.x0) // stride, (core.x1 - whole.x0) // stride)
+            y, z = self._model.hyper_analyse(code[:, rows, cols])
+            true = grid.true_core(at)
+            coded[at] = POOL.submit(self._payload, y, z, true.height, true.width)
+        return coded
 
     def _payload(self, y: object, z: object, height: int, width: int) -> bytes:
         import torch
@@ -195,6 +210,19 @@ class LevelEncoder:
         empty = sum(state is TileState.EMPTY for state, _ in tiles)
         payload = sum(len(t) for _, t in tiles)
         self._done(ChunkDone(chunk.pixels, len(data), payload, len(tiles), empty))
+
+
+def _part(block: NDArray[np.uint8], origin: Window, window: Window) -> NDArray[np.uint8]:
+    """The pixels of ``window`` out of a block that begins where ``origin`` does."""
+    return block[window.y0 - origin.y0 : window.y1 - origin.y0, window.x0 - origin.x0 : window.x1 - origin.x0]
+
+
+def _groups(positions: list[TilePosition], first: TilePosition, side: int) -> list[list[TilePosition]]:
+    """Tiles in squares of ``side`` tiles."""
+    groups: dict[tuple[int, int], list[TilePosition]] = {}
+    for at in positions:
+        groups.setdefault(((at.row - first.row) // side, (at.col - first.col) // side), []).append(at)
+    return list(groups.values())
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -19,7 +19,9 @@ from tilecodec.entropy.codec import TileCodec
 from tilecodec.entropy.parameters import EntropyTables, FloatParameters
 from tilecodec.entropy.tables import CDFTable
 from tilecodec.errors import ModelError, ModelHashError, UsageError
+from tilecodec.model.blocks import DepthConvBlock
 from tilecodec.model.ditic import DiTIC
+from tilecodec.model.light_vae import LightVAE
 from tilecodec.model.weights import ModelFile, find_model
 
 
@@ -52,9 +54,8 @@ class CodecModel:
         gains = network.codec.gains
         self._gains = None if gains is None else copy.deepcopy(gains).float()
         self.network = network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
-        keep_exact = getattr(self.network.vae, "keep_ends_exact", None)
-        if keep_exact is not None:
-            keep_exact()
+        if isinstance(self.network.vae, LightVAE):
+            self.network.vae.keep_ends_exact()
 
     def rate(self, quality: float) -> float:
         """Quality 1..100 to the rate position 0..1."""
@@ -68,26 +69,36 @@ class CodecModel:
             gain, inverse = self._gains(torch.tensor([self.rate(quality)]))
         return gain[0], inverse[0]
 
-    def analyse(self, window: NDArray[np.uint8], core: tuple[slice, slice], quality: float) -> tuple[Tensor, Tensor]:
-        """The latents of a window's core.
+    def analyse(self, window: NDArray[np.uint8], core: tuple[slice, slice], quality: float) -> Tensor:
+        """The code of a window's core.
 
         Args:
             window: uint8 (H, W, 3), sides multiples of the code's stride.
-            core: rows and columns of the core in the window, pixels; multiples of the code's stride in place, of the
-                hyper-latent's stride in size.
+            core: rows and columns of the core in the window, pixels, multiples of the code's stride.
             quality: 1 to 100.
 
         Returns:
-            Code with its gain (Cy, h, w) and hyper-latent (Cz, h/4, w/4), float32 on the CPU.
+            The code with its gain, (Cy, h, w) float32 on the device.
         """
         stride = self.config.y_stride
         rows, cols = (slice(s.start // stride, s.stop // stride) for s in core)
         with torch.inference_mode():
             x = self._pixels(window)
-            y = self.network.analyse(x)[:, :, rows, cols]
-            y = y.float() * self.gain(quality)[0].to(self.device)
-            z = self.network.codec.h_a(y.to(self.dtype, memory_format=torch.channels_last))
-            return y[0].float().cpu(), z[0].float().cpu()
+            y = self.network.analyse(x)[0, :, rows, cols]
+            return y.float() * self.gain(quality)[0].to(self.device)
+
+    def hyper_analyse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What a tile is coded from.
+
+        Args:
+            y: one tile's part of :meth:`analyse`'s result, (Cy, h, w), h and w multiples of 4.
+
+        Returns:
+            The code (Cy, h, w) and the hyper-latent (Cz, h/4, w/4), float32 on the CPU.
+        """
+        with torch.inference_mode():
+            z = self.network.codec.h_a(y[None].to(self.dtype, memory_format=torch.channels_last))
+            return y.cpu(), z[0].float().cpu()
 
     def reconstruct(self, window: LatentWindow, quality: float) -> NDArray[np.uint8]:
         """Decoded latents to pixels.
@@ -121,7 +132,7 @@ class CodecModel:
         window = np.empty((side, side, 3), np.uint8)
         window[:] = colour
         core = slice(self.config.z_stride, 2 * self.config.z_stride)
-        y, _ = self.analyse(window, (core, core), quality)
+        y = self.analyse(window, (core, core), quality).cpu()
         _, inverse = self.gain(quality)
         middle = y[:, y.shape[1] // 2, y.shape[2] // 2, None, None]
         return torch.round(middle) * inverse, 0.11 * inverse.expand_as(middle)
@@ -232,7 +243,13 @@ def _network(file: ModelFile) -> DiTIC:
             expected=f"missing {missing[:8]} (of {len(shapes)})",
             where=file.path,
         )
-    return network.eval().requires_grad_(False)
+    network = network.eval().requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, DepthConvBlock):
+            module.fold()
+    if isinstance(network.vae, LightVAE):
+        network.vae.merge_ends()
+    return network
 
 
 def _tables(file: ModelFile) -> EntropyTables:

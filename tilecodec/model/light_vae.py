@@ -60,6 +60,7 @@ class LightVAE(nn.Module):
             nn.Conv2d(c8, coefficients, 1),
         )
         self.back = nn.Conv2d(coefficients, coefficients, 1)
+        self.merged = False
         self._start()
 
     def _start(self) -> None:
@@ -76,21 +77,46 @@ class LightVAE(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], H and W multiples of 16, to (B, latent_channels, H/16, W/16)."""
-        coefficients = self.front(F.pixel_unshuffle(x, BLOCK))
-        return self.encoder(coefficients.to(self._trunk_dtype))  # type: ignore[no-any-return]
+        trunk = self.front(F.pixel_unshuffle(x, BLOCK))
+        if self.merged:
+            return self.encoder[1:](trunk.to(self._trunk_dtype))  # type: ignore[no-any-return]
+        return self.encoder(trunk)  # type: ignore[no-any-return]
 
     def decode(self, latent: Tensor) -> Tensor:
         """(B, latent_channels, h, w) to pixels about [-1, 1], (B, 3, 16 h, 16 w), not clamped."""
-        coefficients = self.decoder(latent)
-        return F.pixel_shuffle(self.back(coefficients.to(self.back.weight.dtype)), BLOCK)
+        if self.merged:
+            trunk = self.decoder[:-1](latent)
+            return F.pixel_shuffle(self.back(trunk.to(self.back.weight.dtype)), BLOCK)
+        return F.pixel_shuffle(self.back(self.decoder(latent)), BLOCK)
+
+    def merge_ends(self) -> None:
+        """For inference: each block transform and the pointwise layer beside it become one float32 layer.
+
+        Call it while all weights are float32. The merged layers stay float32 when the trunk does not
+        (:meth:`keep_ends_exact`): bf16 would round pixels to half a grey level.
+        """
+        first, last = cast(nn.Conv2d, self.encoder[0]), cast(nn.Conv2d, self.decoder[-1])
+        self.front = _product(first, self.front)
+        self.back = _product(self.back, last)
+        self.merged = True
 
     def keep_ends_exact(self) -> None:
-        """Runs the block transforms in float32 whatever the trunk's dtype: bf16 would round pixels to half a level."""
+        """Puts the merged layers back to float32 after the network was cast."""
         self.front.float()
         self.back.float()
 
     @property
     def _trunk_dtype(self) -> torch.dtype:
-        weight = self.encoder[0].weight
-        assert isinstance(weight, Tensor)
-        return weight.dtype
+        return cast(nn.Conv2d, self.encoder[0]).weight.dtype
+
+
+def _product(outer: nn.Conv2d, inner: nn.Conv2d) -> nn.Conv2d:
+    """One pointwise layer that does ``outer(inner(x))``, multiplied out in float64."""
+    a, b = outer.weight[:, :, 0, 0].double(), inner.weight[:, :, 0, 0].double()
+    assert outer.bias is not None
+    assert inner.bias is not None
+    layer = nn.Conv2d(inner.in_channels, outer.out_channels, 1)
+    with torch.no_grad():
+        layer.weight.copy_((a @ b)[:, :, None, None])
+        cast(Tensor, layer.bias).copy_(a @ inner.bias.double() + outer.bias.double())
+    return layer
