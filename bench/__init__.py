@@ -1,0 +1,1 @@
+"""Measurements of tilecodec: one module per question, run as ``python -m bench.NAME``."""
