@@ -86,7 +86,7 @@ def test_groups_come_back(groups: list[list[tuple[int, int]]]) -> None:
         SymbolGroup(np.array([s for s, _ in g], np.int32), np.array([r for _, r in g], np.int32), GAUSSIAN)
         for g in groups
     ]
-    decoder = GroupDecoder(encode_groups(coded))
+    decoder = GroupDecoder(encode_groups(coded), "here")
     for group in coded:
         np.testing.assert_array_equal(decoder.decode(group.rows, GAUSSIAN), group.symbols)
     decoder.finish()
@@ -95,7 +95,7 @@ def test_groups_come_back(groups: list[list[tuple[int, int]]]) -> None:
 def test_a_stream_with_more_than_its_symbols_is_refused() -> None:
     rows = np.full(50, 20, np.int32)
     words = encode_groups([SymbolGroup(np.arange(50, dtype=np.int32) - 25, rows, GAUSSIAN)])
-    decoder = GroupDecoder(words)
+    decoder = GroupDecoder(words, "here")
     decoder.decode(rows[:40], GAUSSIAN)
     with pytest.raises(CorruptTileError, match="more than its symbols"):
         decoder.finish()

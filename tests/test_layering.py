@@ -18,7 +18,7 @@ import pytest
 import tilecodec
 
 PACKAGE = Path(tilecodec.__file__).parent
-LEAVES = ("config", "errors")
+LEAVES = ("config", "errors", "memory")
 """Imported by all, import nothing of the package (config: errors)."""
 STAGES = ("source", "tiles", "model", "entropy", "container", "blend", "sink")
 """Left to right."""

@@ -288,7 +288,7 @@ def example() -> tuple[CDFTable, list[SymbolGroup], np.ndarray]:
 def test_example_encodes_and_decodes_as_written() -> None:
     both, groups, words = example()
     assert encode_groups(groups).tolist() == words.tolist()
-    decoder = GroupDecoder(words)
+    decoder = GroupDecoder(words, "here")
     for group in groups:
         assert decoder.decode(group.rows, both).tolist() == group.symbols.tolist()
     decoder.finish()

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from tilecodec.container.metadata import (
 )
 from tilecodec.container.store import ByteStore, open_store
 from tilecodec.errors import NotAContainerError, RegionError, TargetExistsError, UsageError
+from tilecodec.memory import peak_memory_bytes
 from tilecodec.source import SourceMetadata, open_source
 from tilecodec.tiles import TileGrid
 
@@ -325,16 +325,6 @@ def _swap(new: Path, old: Path) -> None:
     old.rename(trash)
     new.rename(old)
     shutil.rmtree(trash, ignore_errors=True)
-
-
-def peak_memory_bytes() -> int:
-    """Peak resident memory of this process, bytes (0 where the platform does not tell)."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class Level:

@@ -118,9 +118,13 @@ def parse_index(data: bytes, rows: int, cols: int, where: str) -> ChunkIndex:
     entries, offset = [], size
     for n in range(rows * cols):
         state, length = ENTRY.unpack_from(data, HEAD.size + n * ENTRY.size)
-        if state not in TileState.__members__.values():
+        if state > TileState.NODATA or (state in (TileState.LOST, TileState.NODATA) and length):
             raise CorruptTileError(
-                "a tile's state is unknown", got=state, expected="0 to 3", where=where, reason="index-state"
+                "a tile's state is unknown, or has bytes that it should not have",
+                got=f"state {state}, {length} bytes",
+                expected="0 to 3; bytes in 1 and 2 only",
+                where=where,
+                reason="index-state",
             )
         entries.append(TileEntry(TileState(state), offset, length))
         offset += length

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -17,6 +18,7 @@ from tilecodec.tiles import TileGrid, TilePosition
 FORMAT_VERSION: Final = 1
 CODEC_NAME: Final = "tilecodec.dit_ic"
 AXES: Final = ("c", "y", "x")
+_MODEL: Final = re.compile("sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,15 +47,7 @@ class CodecConfiguration:
     @classmethod
     def from_dict(cls, data: Any, where: str) -> CodecConfiguration:
         """Checked inverse of :meth:`to_dict`."""
-        if not isinstance(data, dict) or set(data) != set(cls.__slots__):
-            raise NotAContainerError(
-                "the codec's configuration has other fields",
-                got=sorted(data) if isinstance(data, dict) else type(data).__name__,
-                expected=sorted(cls.__slots__),
-                where=where,
-                reason="codec-fields",
-            )
-        if data["bitstream"] != 1:
+        if isinstance(data, dict) and data.get("bitstream", 1) != 1:
             raise NotAContainerError(
                 "the container was written by a newer version",
                 got=data["bitstream"],
@@ -62,19 +56,29 @@ class CodecConfiguration:
                 hint="Update tilecodec",
                 reason="codec-version",
             )
+        if not isinstance(data, dict) or set(data) != set(cls.__slots__):
+            raise NotAContainerError(
+                "the codec's configuration has other fields",
+                got=sorted(data) if isinstance(data, dict) else type(data).__name__,
+                expected=sorted(cls.__slots__),
+                where=where,
+                reason="codec-fields",
+            )
         model, quality = data["model"], data["quality"]
         integers = [data[k] for k in ("tile", "stride", "overlap", "halo")]
         tile, stride, overlap, _ = integers
         ok = (
             isinstance(model, str)
-            and model.startswith("sha256:")
+            and _MODEL.fullmatch(model) is not None
             and isinstance(quality, int | float)
+            and not isinstance(quality, bool)
             and 1 <= quality <= 100
             and all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= 65536 for v in integers)
             and stride > 0
             and 0 < tile <= 4096
             and tile % stride == 0
             and 2 * overlap <= stride
+            and overlap % max(1, stride // 4) == 0
         )
         if not ok:
             raise NotAContainerError(

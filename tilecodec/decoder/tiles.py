@@ -18,7 +18,7 @@ from tilecodec.container.store import ByteStore
 from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import CodecModel, LatentWindow
 from tilecodec.entropy.payload import parse_payload
-from tilecodec.errors import CorruptTileError, LostTileError
+from tilecodec.errors import CorruptTileError, LostTileError, NotAContainerError
 from tilecodec.tiles import TilePosition
 
 K = TypeVar("K")
@@ -78,6 +78,14 @@ class TileFetcher:
 
     def __init__(self, store: ByteStore, layout: LevelLayout, model: CodecModel, *, cache_bytes: int) -> None:
         self._store, self.layout, self._model = store, layout, model
+        if layout.codec.stride != model.config.z_stride:
+            raise NotAContainerError(
+                "the container's stride is not its model's",
+                got=layout.codec.stride,
+                expected=model.config.z_stride,
+                where=f"level {layout.path}",
+                reason="codec-values",
+            )
         self._indexes: BoundedCache[tuple[int, int], ChunkIndex] = BoundedCache(1 << 20)
         self._tiles: BoundedCache[TilePosition, DecodedTile] = BoundedCache(cache_bytes)
         self._pending: dict[TilePosition, Future[DecodedTile]] = {}
@@ -178,7 +186,11 @@ class TileFetcher:
         expected = (core.height // model.config.y_stride, core.width // model.config.y_stride)
         if tuple(latent.y_hat.shape[1:]) != expected:
             raise CorruptTileError(
-                "the tile's latents have another shape", got=latent.y_hat.shape, expected=expected, where=where
+                "the tile's latents have another shape",
+                got=latent.y_hat.shape,
+                expected=expected,
+                where=where,
+                reason="payload-size",
             )
         with torch.inference_mode():
             _, inverse = model.gain(payload.quality)

@@ -75,7 +75,7 @@ class TileCodec:
             CorruptTileError: the stream does not decode to the symbols that were coded.
         """
         tables, parameters = self._tables, self._parameters
-        stream = GroupDecoder(payload.words)
+        stream = GroupDecoder(payload.words, where)
         z_shape = (
             len(tables.z_median),
             -(-payload.height // (4 * self._y_stride)),

@@ -79,9 +79,10 @@ def encode_groups(groups: list[SymbolGroup]) -> NDArray[np.uint32]:
 class GroupDecoder:
     """Pops groups of symbols off a compressed stream, first to last."""
 
-    def __init__(self, words: NDArray[np.uint32]) -> None:
+    def __init__(self, words: NDArray[np.uint32], where: str) -> None:
+        self._where = where
         if len(words) and words[-1] == 0:
-            raise CorruptTileError("the entropy-coded stream ends in a zero word", reason="stream-form")
+            raise CorruptTileError("the entropy-coded stream ends in a zero word", where=where, reason="stream-form")
         self._coder = constriction.stream.stack.AnsCoder(words)
 
     def decode(self, rows: NDArray[np.int32], table: CDFTable) -> NDArray[np.int32]:
@@ -104,4 +105,6 @@ class GroupDecoder:
     def finish(self) -> None:
         """Checks that the stream held nothing more."""
         if not self._coder.is_empty():
-            raise CorruptTileError("the entropy-coded stream holds more than its symbols", reason="stream-rest")
+            raise CorruptTileError(
+                "the entropy-coded stream holds more than its symbols", where=self._where, reason="stream-rest"
+            )

@@ -19,6 +19,7 @@ from tilecodec.entropy.codec import TileCodec
 from tilecodec.entropy.parameters import EntropyTables, FloatParameters
 from tilecodec.entropy.tables import CDFTable
 from tilecodec.errors import ModelError, ModelHashError, UsageError
+from tilecodec.memory import keep_freed_memory
 from tilecodec.model.blocks import DepthConvBlock
 from tilecodec.model.ditic import DiTIC
 from tilecodec.model.light_vae import LightVAE
@@ -48,6 +49,8 @@ class CodecModel:
         self.alias, self.sha256, self.config = file.alias, file.sha256, file.config
         self.device = pick_device(device)
         self.dtype = pick_dtype(self.device, precision)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.tables = _tables(file)
         network = _network(file)
         self.tile_codec = TileCodec(FloatParameters(network.codec, self.tables), self.tables, self.config.y_stride)

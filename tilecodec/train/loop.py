@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import math
 import os
 import time
@@ -47,6 +46,9 @@ class TrainRecipe:
     lambda_low: float = 0.00012
     lambda_high: float = 0.025
     """Weight of 255^2 MSE against bits per pixel at the lowest and the highest quality."""
+    rate_ramp_steps: int = 300
+    """Steps over which the rate's weight grows from 0.1 to 1: with full weight from the start, the low qualities press
+    channels to zero before the decoder has learned to use them, and they stay there."""
     lpips_weight: float = 0.0
     """Weight of LPIPS against 255^2 MSE."""
     alignment_weight: float = 0.0
@@ -56,16 +58,6 @@ class TrainRecipe:
     grad_clip: float = 2.0
     seed: int = 1
     minutes_between_checkpoints: float = 4.0
-
-
-def keep_memory() -> None:
-    """Lets glibc keep freed blocks: without it every large activation is mapped and faulted in anew."""
-    try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
-    except (OSError, AttributeError):
-        return
 
 
 def start_near_identity(model: DiTIC) -> None:
@@ -173,7 +165,8 @@ class Run:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 lpips = self.lpips(picture, x)
             distortion = distortion + recipe.lpips_weight * lpips
-        total = (bpp + weight * distortion) / torch.sqrt(1 + weight / 0.002)
+        ramp = min(1.0, 0.1 + 0.9 * self.step / max(1, recipe.rate_ramp_steps))
+        total = (ramp * bpp + weight * distortion) / torch.sqrt(1 + weight / 0.002)
         if recipe.alignment_weight:
             total = total + recipe.alignment_weight * alignment_loss(result.denoised.x0, result.latent)
         return total.mean(), [float(v.detach().mean()) for v in (bpp, mse, lpips)]
