@@ -95,6 +95,7 @@ def run_demo(
     folder: str | os.PathLike[str],
     *,
     size: int = 4096,
+    model: str = "default",
     quiet: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> DemoReport:
@@ -103,6 +104,7 @@ def run_demo(
     Args:
         folder: made where it is missing. Files of an earlier demo are replaced, those of anyone else are not.
         size: side of the landscape in pixels, SMALLEST to LARGEST.
+        model: name, hash or path of the model.
         quiet: show no progress.
         say: called with a word on each step.
 
@@ -127,7 +129,7 @@ def run_demo(
         write_rows(original, bands, height=size, width=size, overwrite=True)
     say("encoding")
     with progress_bar("encoding", quiet=quiet) as progress:
-        encoded = api.encode(original, container, overwrite=container.exists(), progress=progress)
+        encoded = api.encode(original, container, model=model, overwrite=container.exists(), progress=progress)
     say("decoding")
     with progress_bar("decoding", quiet=quiet) as progress:
         report = api.decode(container, decoded, overwrite=True, progress=progress)
