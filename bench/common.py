@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -138,7 +139,7 @@ class Bench:
         return path
 
     def finish(self, body: str, checks: Sequence[Check] = ()) -> int:
-        """Writes ``reports/NAME_HARDWARE_DATE.md``, prints it, and returns the exit status."""
+        """Writes and prints ``reports/NAME_HARDWARE_DATE.md``, drops temporary files, returns the exit status."""
         text = f"# {self.name}\n\n{header(self.command)}\n"
         if checks:
             verdict = {True: "yes", False: "**no**", None: "not measured"}
@@ -150,6 +151,8 @@ class Bench:
         path.write_text(text)
         print(text)
         self.note(f"report: {path}")
+        if self.out != self.work:
+            shutil.rmtree(self.work)
         return int(any(c.ok is False and (c.exact or not self.smoke) for c in checks))
 
 

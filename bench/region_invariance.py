@@ -117,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tilecodec.encode(picture, target, quality=args.quality, tile=args.tile, model=args.model, **levels)
     image = tilecodec.open(target)
     full = [image.level(level)[:, :, :] for level in range(image.levels)]
+    if any(pixels.min() == pixels.max() for pixels in full):
+        raise SystemExit("a level decodes to one flat colour: equal regions would prove nothing")
     shapes = [(pixels.shape[1], pixels.shape[2]) for pixels in full]
     regions = random_regions(args.regions, shapes, args.seed)
     rows, checks = [], []
