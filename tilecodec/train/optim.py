@@ -9,6 +9,11 @@ import torch
 from torch import Tensor, nn
 
 
+END_SHARE = 0.02
+"""Learning rate of the block transforms, as a share of AdamW's: every pixel is a sum of 192 of their weights, so steps
+that suit other tensors shake the picture by several grey levels."""
+
+
 class MuonAdamW:
     """torch's Muon on every hidden matrix and torch's AdamW on the rest, stepped as one.
 
@@ -19,15 +24,19 @@ class MuonAdamW:
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], *, lr: float, muon_lr: float) -> None:
         self._views: list[tuple[nn.Parameter, nn.Parameter]] = []
         rest: list[nn.Parameter] = []
+        ends: list[nn.Parameter] = []
         for name, parameter in named:
-            if is_hidden_matrix(name, parameter):
+            if name.startswith(("vae.front.", "vae.back.")):
+                ends.append(parameter)
+            elif is_hidden_matrix(name, parameter):
                 view = nn.Parameter(_as_matrix(parameter.data))
                 if view.data_ptr() != parameter.data_ptr():
                     raise ValueError(f"{name}: a kernel must lie in channels_last order to be seen as a matrix")
                 self._views.append((parameter, view))
             else:
                 rest.append(parameter)
-        self.adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+        groups = [{"params": rest, "share": 1.0}, {"params": ends, "share": END_SHARE}]
+        self.adamw = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
         self.muon = torch.optim.Muon([view for _, view in self._views], lr=muon_lr, weight_decay=0.0, ns_steps=4)
         self._base_lr = (lr, muon_lr)
 
@@ -35,7 +44,7 @@ class MuonAdamW:
         """One update with the learning rates multiplied by ``factor``; gradients are cleared after."""
         for optimizer, base in zip((self.adamw, self.muon), self._base_lr, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = base * factor
+                group["lr"] = base * factor * group.get("share", 1.0)
         for parameter, view in self._views:
             if parameter.grad is not None:
                 view.grad = _as_matrix(parameter.grad)
@@ -71,5 +80,5 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     if parameter.ndim not in (2, 4) or "entropy_bottleneck" in name or "log_" in name or "pattern" in name:
         return False
     rows, cols = parameter.shape[0], parameter[0].numel()
-    ends = name.startswith(("vae.front", "vae.back", "vae.encoder.0.", "vae.decoder.8.")) or "scale_shift" in name
+    ends = name.startswith(("vae.front", "vae.back")) or "scale_shift" in name
     return not ends and rows >= 32 and cols >= 32
