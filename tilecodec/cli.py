@@ -134,6 +134,7 @@ def _decode(arguments: argparse.Namespace) -> None:
             arguments.target,
             region=region,
             level=level,
+            model=arguments.model,
             device=device,
             overwrite=arguments.overwrite,
             progress=progress,
@@ -216,6 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument("target", metavar="DST", help="picture to write: .tif, .png, .npy or .zarr")
     decode.add_argument("--region", metavar="X,Y,W,H", help="left, top, width, height in pixels of the level")
     decode.add_argument("--level", default="0", metavar="L", help="pyramid level, 0 the largest (default: 0)")
+    decode.add_argument("--model", metavar="NAME|PATH", help="the model, where it is not found by its hash")
     decode.add_argument("--overwrite", action="store_true", help="replace an existing picture")
 
     info = command("info", _info, "Tell what a container holds.")

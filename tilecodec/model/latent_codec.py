@@ -164,7 +164,7 @@ class RateGains(nn.Module):
     Source: continuous quality by gain units, arXiv 2003.02012; geometric interpolation between anchors.
     """
 
-    def __init__(self, points: int, channels: int, start: float = 2.1, span: float = 2.6) -> None:
+    def __init__(self, points: int, channels: int, start: float = -0.4, span: float = 2.6) -> None:
         super().__init__()
         logs = torch.linspace(start, start + span, points)[:, None].expand(points, channels)
         self.log_gain = nn.Parameter(logs.clone())

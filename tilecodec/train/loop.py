@@ -15,10 +15,15 @@ from torch import Tensor
 
 from tilecodec.model.config import DiTICConfig, default_config
 from tilecodec.model.ditic import DiTIC
+from tilecodec.model.light_vae import LightVAE
 from tilecodec.train.data import CropSampler
 from tilecodec.train.losses import LPIPSSqueeze
 from tilecodec.train.network import TrainingNetwork
 from tilecodec.train.optim import MuonAdamW
+from tilecodec.train.start import start_as_transform
+
+TRANSFORM_CROPS = 160
+"""Crops whose principal components a light model starts from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,13 +102,15 @@ class Run:
         self.recipe = recipe
         self.network = TrainingNetwork(DiTIC(config or default_config()))
         start_near_identity(self.network.model)
+        self.sampler = CropSampler(recipe.store, crop=recipe.crop, weights=recipe.domains, seed=recipe.seed)
+        if isinstance(self.network.model.vae, LightVAE):
+            start_as_transform(self.network.model, self.sampler.batch(TRANSFORM_CROPS))
         self.network.to(memory_format=torch.channels_last)
         self.ema = copy.deepcopy(self.network).requires_grad_(False)
         self.ema_steps = 0
         named = [(n.removeprefix("model."), p) for n, p in self.network.named_parameters() if "quantiles" not in n]
         self.optimizer = MuonAdamW(named, lr=recipe.lr, muon_lr=recipe.muon_lr)
         self.aux_optimizer = torch.optim.Adam([self.network.bottleneck.quantiles], lr=1e-2)
-        self.sampler = CropSampler(recipe.store, crop=recipe.crop, weights=recipe.domains, seed=recipe.seed)
         self.lpips = LPIPSSqueeze(recipe.lpips_weights) if recipe.lpips_weights else None
         self.step = 0
         last = recipe.out / "last.pt"

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 END_SHARE = 0.02
 """Learning rate of the block transforms, as a share of AdamW's: every pixel is a sum of 192 of their weights, so steps
 that suit other tensors shake the picture by several grey levels."""
