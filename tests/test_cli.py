@@ -210,7 +210,10 @@ def test_files_that_are_wrong(
         (["encode", missing, tmp_path / "a.zarr"], 3),
         (["encode", tmp_path / "text.tif", tmp_path / "a.zarr"], 1),
         (["encode", picture, tmp_path / "a.zarr", "--model", "nobody"], 1),
-        (["encode", picture, picture, "--overwrite"], 3),
+        (["encode", picture, picture, "--overwrite"], 2),
+        (["encode", picture, container.parent, "--overwrite"], 3),
+        (["decode", container, f"{container}/../{container.name}", "--overwrite"], 2),
+        (["decode", container, container / "a.tif"], 2),
         (["decode", missing, tmp_path / "a.tif"], 3),
         (["decode", tmp_path / "empty.zarr", tmp_path / "a.tif"], 1),
         (["decode", container, tmp_path / "a.jpg"], 2),
@@ -224,6 +227,7 @@ def test_files_that_are_wrong(
         assert err.startswith("tilecodec: error: "), err
         assert "Traceback" not in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.zarr", "text.tif"]
+    assert tilecodec.info(container).complete
 
 
 @pytest.mark.parametrize(

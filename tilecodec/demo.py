@@ -117,6 +117,7 @@ def run_demo(
         raise UsageError("no landscape of this size", got=size, expected=f"{SMALLEST} to {LARGEST}", where="--size")
     out = _prepared(Path(folder))
     from tilecodec import api
+    from tilecodec.entropy.model import shared_model
     from tilecodec.progress import progress_bar
     from tilecodec.scene import Scene
     from tilecodec.sink import write_rows
@@ -127,6 +128,8 @@ def run_demo(
     with progress_bar("drawing", quiet=quiet) as progress:
         bands = _told(Scene(size).bands(), size, progress)
         write_rows(original, bands, height=size, width=size, overwrite=True)
+    say("loading the model")
+    shared_model(model)  # before the clock of the encoder starts
     say("encoding")
     with progress_bar("encoding", quiet=quiet) as progress:
         encoded = api.encode(original, container, model=model, overwrite=container.exists(), progress=progress)

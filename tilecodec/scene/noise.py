@@ -16,6 +16,8 @@ Mask = npt.NDArray[np.bool_]
 SEED: Final = 20240607
 _GRAIN: Final = 1024
 """Period of the fine grain, pixels."""
+_SMALL: Final = 1 << 17
+"""Multiplications of a matrix product that one thread does best; OpenBLAS takes more threads from 2^18 on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +60,16 @@ def smooth(area: Area, wavelength: float, salt: int) -> Plane:
     column, across = _spline(area.x0, area.x1, wavelength)
     i = np.arange(row, row + down.shape[1], dtype=np.int32)[:, None]
     j = np.arange(column, column + across.shape[1], dtype=np.int32)[None]
-    field: Plane = down @ ((hashed(i, j, salt) - np.float32(0.5)) * np.float32(7)) @ across.T
-    return field
+    return _product(_product(down, (hashed(i, j, salt) - np.float32(0.5)) * np.float32(7)), across.T)
+
+
+def _product(a: Plane, b: Plane) -> Plane:
+    """Return the matrix product, in pieces too small for a BLAS to wake its threads: they cost more than they bring."""
+    out = np.empty((a.shape[0], b.shape[1]), np.float32)
+    rows = max(1, _SMALL // b.size)
+    for row in range(0, a.shape[0], rows):
+        np.matmul(a[row : row + rows], b, out=out[row : row + rows])
+    return out
 
 
 @lru_cache(maxsize=2048)
