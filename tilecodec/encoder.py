@@ -29,7 +29,7 @@ from tilecodec.tiles.cut import Readable, halve, read_padded
 
 Report = Callable[["ChunkDone"], None]
 
-ANALYSIS_SIDE = 1024
+ANALYSIS_SIDE = 2048
 """Tiles are analysed together in windows of about this side: the halo is paid once for all of them."""
 
 
