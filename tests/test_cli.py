@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,6 +230,19 @@ def test_files_that_are_wrong(
         assert "Traceback" not in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.zarr", "text.tif"]
     assert tilecodec.info(container).complete
+
+
+def test_unfinished_container(container: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    unfinished = shutil.copytree(container, tmp_path / "a.zarr")
+    text = (unfinished / "zarr.json").read_text()
+    (unfinished / "zarr.json").write_text(re.sub(r'"complete":\s*true', '"complete": false', text))
+    code, out, err = run("decode", unfinished, tmp_path / "a.tif")
+    assert (code, out) == (1, "")
+    assert "never finished" in err
+    assert not (tmp_path / "a.tif").exists()
+    code, out, _ = run("info", unfinished)
+    assert code == 0
+    assert "unfinished" in out
 
 
 @pytest.mark.parametrize(
