@@ -8,7 +8,7 @@ transposed transforms. Training goes on from there.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,8 @@ def _components(x: Tensor, count: int) -> Tensor:
     """Orthonormal (count, 4 C): principal components about zero of the 2x2 blocks of x."""
     rows = _blocks(x).double()
     values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
-    return vectors[:, values.argsort(descending=True)[:count]].T.float()
+    best: Tensor = vectors[:, values.argsort(descending=True)[:count]].T.float()
+    return best
 
 
 def _evened(x: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ def start_as_transform(model: DiTIC, pictures: Tensor) -> None:
             parameter.mul_(0.15)
 
 
-def _find(layers: nn.Module, attribute: str) -> nn.Module:
+def _find(layers: nn.Module, attribute: str) -> Any:
     """The first layer that has the attribute."""
     for layer in cast(nn.Sequential, layers):
         if hasattr(layer, attribute):
