@@ -136,8 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{args.size} x {args.size} px, tiles of {args.tile} px, {len(bench.pictures)} pictures. Ratio: mean absolute "
         "step across the lines at multiples of the tile side plus `offset`, over that across all other lines of that "
         "direction. Offset 0 is the tile border, the others are the edges of the blended strips. `excess_on_grid` "
-        f"takes as other lines only those {GRID} px apart: a block pattern of the model itself, which tiling neither makes "
-        "nor mends, is in `excess` and not in `excess_on_grid`.\n\n"
+        f"takes as other lines only those {GRID} px apart: a block pattern of the model itself, which tiling neither "
+        "makes nor mends, is in `excess` and not in `excess_on_grid`.\n\n"
         + table(list(rows[0]), [list(r.values()) for r in rows])
         + f"\n\nThe ratio at the same lines of {args.whole_size} x {args.whole_size} px decoded in tiles, in one "
         "window without any tile border, and of the original:\n\n"
