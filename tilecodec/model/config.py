@@ -30,6 +30,8 @@ class VAEConfig:
     """Channels per stage: light, at 1/8 and 1/16; dc-ae, one for each halving."""
     encoder_layers: tuple[int, ...] = (2, 3)
     decoder_layers: tuple[int, ...] = (2, 4)
+    lapped: bool = False
+    """Light only: a 3x3 layer beside the output block transform, so that neighbouring blocks overlap."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,6 +238,7 @@ def official_config() -> DiTICConfig:
 def default_config() -> DiTICConfig:
     """The small default model: continuous quality, made for a plain CPU."""
     return DiTICConfig(
+        vae=VAEConfig(lapped=True),
         codec=CodecConfig(
             rate_points=8,
             synthesis=BranchConfig(blocks=2, mid=192),

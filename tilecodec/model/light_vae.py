@@ -73,6 +73,7 @@ class LightVAE(nn.Module):
             nn.Conv2d(c8, coefficients, 1),
         )
         self.back = nn.Conv2d(coefficients, coefficients, 1)
+        self.lap = nn.Conv2d(c8, coefficients, 3, padding=1, bias=False) if config.lapped else None
         self.merged = False
         self._start()
 
@@ -90,6 +91,8 @@ class LightVAE(nn.Module):
             for conv in (cast(nn.Conv2d, self.encoder[0]), cast(nn.Conv2d, self.decoder[-1])):
                 nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # made with a bias
                 nn.init.dirac_(conv.weight)
+            if self.lap is not None:
+                nn.init.zeros_(self.lap.weight)
 
     def encode(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], H and W multiples of 16, to (B, latent_channels, H/16, W/16)."""
@@ -100,10 +103,14 @@ class LightVAE(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """(B, latent_channels, h, w) to pixels about [-1, 1], (B, 3, 16 h, 16 w), not clamped."""
+        trunk = self.decoder[:-1](latent)
         if self.merged:
-            trunk = self.decoder[:-1](latent)
-            return F.pixel_shuffle(self.back(trunk.to(self.back.weight.dtype)), BLOCK)
-        return F.pixel_shuffle(self.back(self.decoder(latent)), BLOCK)
+            blocks = self.back(trunk.to(self.back.weight.dtype))
+        else:
+            blocks = self.back(self.decoder[-1](trunk))
+        if self.lap is not None:
+            blocks = blocks + self.lap(trunk)
+        return F.pixel_shuffle(blocks, BLOCK)
 
     def merge_ends(self) -> None:
         """For inference: each block transform and the pointwise layer beside it become one float32 layer.

@@ -12,7 +12,7 @@ from tilecodec.entropy.tables import CDFTable, gaussian_table
 from tilecodec.model.config import DiTICConfig
 from tilecodec.model.weights import save_model
 
-EXACT = ("gains.", "vae.front.", "vae.back.")
+EXACT = ("gains.", "vae.front.", "vae.back.", "vae.lap.")
 """Tensors kept in float32: small, and pixels or rates hang on them directly."""
 
 

@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tilecodec.model.config import DiTICConfig, default_config
 from tilecodec.model.ditic import DiTIC
 from tilecodec.model.light_vae import LightVAE
 from tilecodec.train.data import CropSampler
-from tilecodec.train.losses import LPIPSSqueeze
+from tilecodec.train.losses import LPIPSSqueeze, grid_loss, ms_ssim
 from tilecodec.train.network import TrainingNetwork
 from tilecodec.train.optim import MuonAdamW
 from tilecodec.train.start import start_as_transform
@@ -54,11 +55,20 @@ class TrainRecipe:
     rate_ramp_steps: int = 300
     """Steps over which the rate's weight grows from 0.1 to 1: with full weight from the start, the low qualities press
     channels to zero before the decoder has learned to use them, and they stay there."""
+    mse_weight: float = 1.0
+    """Weight of 255^2 MSE in the distortion."""
+    ms_ssim_weight: float = 0.0
+    """Weight of 1 - MS-SSIM in the distortion; about 1300 balances it with MSE."""
     lpips_weight: float = 0.0
-    """Weight of LPIPS against 255^2 MSE."""
+    """Weight of LPIPS in the distortion."""
+    grid_weight: float = 0.0
+    """Weight of the block pattern, see :func:`tilecodec.train.losses.grid_loss`; beside the rate, at every quality."""
     alignment_weight: float = 0.0
     """Weight of the self-distillation alignment of x0 with the encoder's latent."""
     transformer: bool = False
+    replicas: int = 1
+    """Copies of the network that share the batch, one thread each: on two CPU cores, two are half again as fast as one
+    on two threads. Run with ``OMP_NUM_THREADS=1``."""
     ema: float = 0.998
     grad_clip: float = 2.0
     seed: int = 1
@@ -94,6 +104,14 @@ def alignment_loss(x0: Tensor, latent: Tensor, margin: float = 0.5) -> Tensor:
     return torch.relu(1 - margin - cosine).mean((1, 2))
 
 
+def _mirror(network: TrainingNetwork) -> TrainingNetwork:
+    """A copy with gradients of its own on the same weights: both see every update."""
+    mirror = copy.deepcopy(network)
+    for own, shared in zip(mirror.parameters(), network.parameters(), strict=True):
+        own.data = shared.data
+    return mirror
+
+
 class Run:
     """A training run that can be stopped and resumed."""
 
@@ -106,10 +124,12 @@ class Run:
         if isinstance(self.network.model.vae, LightVAE):
             start_as_transform(self.network.model, self.sampler.batch(TRANSFORM_CROPS))
         self.network.to(memory_format=torch.channels_last)
+        self.replicas = [self.network, *(_mirror(self.network) for _ in range(recipe.replicas - 1))]
+        self._pool = ThreadPoolExecutor(recipe.replicas)
         self.ema = copy.deepcopy(self.network).requires_grad_(False)
         self.ema_steps = 0
         named = [(n.removeprefix("model."), p) for n, p in self.network.named_parameters() if "quantiles" not in n]
-        self.optimizer = MuonAdamW(named, lr=recipe.lr, muon_lr=recipe.muon_lr)
+        self.optimizer = MuonAdamW(named, lr=recipe.lr, muon_lr=recipe.muon_lr, workers=recipe.replicas)
         self.aux_optimizer = torch.optim.Adam([self.network.bottleneck.quantiles], lr=1e-2)
         self.lpips = LPIPSSqueeze(recipe.lpips_weights) if recipe.lpips_weights else None
         self.step = 0
@@ -156,39 +176,64 @@ class Run:
             torch.save(value, self.recipe.out / (name + ".tmp"))
             os.replace(self.recipe.out / (name + ".tmp"), self.recipe.out / name)
 
-    def loss(self, x: Tensor) -> tuple[Tensor, list[float]]:
-        """Loss of a batch, and [bpp, mse255, lpips] for the log."""
+    def loss(self, network: TrainingNetwork, x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of a batch at rate positions (B,), and the means of [bpp, mse255, MS-SSIM, LPIPS, grid] for the log."""
         recipe = self.recipe
-        rate = torch.rand(x.shape[0])
         weight = recipe.lambda_low * (recipe.lambda_high / recipe.lambda_low) ** rate
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            result = self.network(x.contiguous(memory_format=torch.channels_last), rate, diffuse=recipe.transformer)
+            result = network(x.contiguous(memory_format=torch.channels_last), rate, diffuse=recipe.transformer)
         picture = result.picture.float()
         mse = (picture - x).pow(2).mean((1, 2, 3)) * 127.5**2
         bpp = result.bpp_y + result.bpp_z
-        distortion = mse
-        lpips = torch.zeros_like(mse)
+        distortion = recipe.mse_weight * mse
+        similarity, lpips, grid = (torch.zeros_like(mse) for _ in range(3))
+        if recipe.ms_ssim_weight:
+            similarity = ms_ssim(picture, x)
+            distortion = distortion + recipe.ms_ssim_weight * (1 - similarity)
         if self.lpips is not None and recipe.lpips_weight:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 lpips = self.lpips(picture, x)
             distortion = distortion + recipe.lpips_weight * lpips
         ramp = min(1.0, 0.1 + 0.9 * self.step / max(1, recipe.rate_ramp_steps))
         total = (ramp * bpp + weight * distortion) / torch.sqrt(1 + weight / 0.002)
+        if recipe.grid_weight:
+            grid = grid_loss(picture, x)
+            total = total + recipe.grid_weight * grid
         if recipe.alignment_weight:
             total = total + recipe.alignment_weight * alignment_loss(result.denoised.x0, result.latent)
-        return total.mean(), [float(v.detach().mean()) for v in (bpp, mse, lpips)]
+        return total.mean(), torch.stack([v.detach().mean() for v in (total, bpp, mse, similarity, lpips, grid)])
+
+    def gradients(self, x: Tensor) -> Tensor:
+        """Leaves a batch's gradients on the network's parameters; returns the log's means.
+
+        Rates are drawn stratified, so that every batch has low and high ones.
+        """
+        count = len(self.replicas)
+        rate = (torch.randperm(len(x)) + torch.rand(len(x))) / len(x)
+
+        def share(index: int) -> Tensor:
+            loss, parts = self.loss(self.replicas[index], x[index::count], rate[index::count])
+            (loss / count).backward()
+            return parts
+
+        parts = list(self._pool.map(share, range(count)))
+        for mirror in self.replicas[1:]:
+            pairs = zip(self.network.parameters(), mirror.parameters(), strict=True)
+            mine, other = zip(*((a.grad, b.grad) for a, b in pairs if a.grad is not None), strict=True)
+            torch._foreach_add_(list(mine), list(other))
+            mirror.zero_grad(set_to_none=True)
+        return torch.stack(parts).mean(0)
 
     def train(self) -> None:
         """Runs to ``recipe.steps``."""
         recipe = self.recipe
         recipe.out.mkdir(parents=True, exist_ok=True)
         saved = begun = time.monotonic()
-        first, sums, spent = self.step, [0.0] * 4, self.minutes_spent
+        first, sums, spent = self.step, torch.zeros(6), self.minutes_spent
         while self.minutes_spent < recipe.minutes if recipe.minutes is not None else self.step < recipe.steps:
-            loss, parts = self.loss(self.sampler.batch(recipe.batch))
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"loss is {float(loss)} at step {self.step}; last checkpoint kept")
-            loss.backward()
+            parts = self.gradients(self.sampler.batch(recipe.batch))
+            if not torch.isfinite(parts[0]):
+                raise FloatingPointError(f"loss is {float(parts[0])} at step {self.step}; last checkpoint kept")
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.grad_clip)
             self.optimizer.step(learning_rate_factor(self.step, recipe, self.minutes_spent))
             self.aux_optimizer.zero_grad()
@@ -198,14 +243,14 @@ class Run:
             self._average()
             self.step += 1
             self.minutes_spent = spent + (time.monotonic() - begun) / 60
-            sums = [a + b for a, b in zip(sums, [float(loss.detach()), *parts], strict=True)]
+            sums += parts
             if self.step % 50 == 0:
                 pace = (time.monotonic() - begun) / (self.step - first)
-                row = ",".join(f"{v / 50:.5f}" for v in sums)
+                row = ",".join(f"{v / 50:.5f}" for v in sums.tolist())
                 with (recipe.out / "log.csv").open("a") as log:
                     log.write(f"{self.step},{row},{pace:.3f}\n")
                 print(self.step, row, f"{pace:.3f} s/step", flush=True)
-                sums = [0.0] * 4
+                sums.zero_()
             if time.monotonic() - saved > recipe.minutes_between_checkpoints * 60:
                 self.save()
                 saved = time.monotonic()
