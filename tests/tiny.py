@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tilecodec.entropy.tables import gaussian_table
+from tilecodec.entropy.quantise import CalibrationTile, quantise
+from tilecodec.entropy.tables import gaussian_table, scale_table
 from tilecodec.model.config import (
     BranchConfig,
     CodecConfig,
@@ -59,11 +60,25 @@ def write_tiny_model(folder: Path, *, seed: int = 0, diffuse: bool = True) -> Pa
     tensors = {k: v for k, v in network.state_dict().items() if v.is_floating_point()}
     gaussian = gaussian_table()
     rows = np.full(config.codec.z_channels, 24)
-    tables = {"z.median": torch.zeros(config.codec.z_channels)}
+    tables = {}
     for name, pick in (("y", slice(None)), ("z", rows)):
         for field in ("cdf", "length", "offset"):
             tables[f"{name}.{field}"] = torch.from_numpy(np.ascontiguousarray(getattr(gaussian, field)[pick]))
-    save_model(folder, alias="tiny", config=config, tensors=tensors, tables=tables)
+    program = quantise(
+        network.codec.eval(),
+        np.zeros(config.codec.z_channels, np.float32),
+        scale_table().astype(np.float32),
+        [CalibrationTile(torch.randn(config.codec.y_channels, 16, 16) * 4, torch.randn(config.codec.z_channels, 4, 4))],
+    )
+    save_model(
+        folder,
+        alias="tiny",
+        config=config,
+        tensors=tensors,
+        tables=tables,
+        program=program.header(),
+        program_tensors={k: torch.from_numpy(v) for k, v in program.tensors().items()},
+    )
     return folder
 
 

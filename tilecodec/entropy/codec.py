@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tilecodec.entropy.coder import GroupDecoder, SymbolGroup, encode_groups
-from tilecodec.entropy.parameters import EntropyParameters, EntropyTables
+from tilecodec.entropy.coder import SYMBOL_LIMIT, GroupDecoder, SymbolGroup, encode_groups
+from tilecodec.entropy.parameters import EntropyModel, EntropyTables, StepParameters, places
 from tilecodec.entropy.payload import TilePayload, symbol_check
-from tilecodec.errors import CorruptTileError
+from tilecodec.errors import CorruptTileError, UsageError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,11 +35,28 @@ class TileLatent:
 
 
 class TileCodec:
-    """Codes the latents of one tile at a time. Safe to call from several threads."""
+    """Codes the latents of one tile, or of several of one shape at once. Safe to call from several threads.
 
-    def __init__(self, parameters: EntropyParameters, tables: EntropyTables, y_stride: int) -> None:
-        self._parameters = parameters
+    Args:
+        model: the integer entropy model.
+        tables: the integer CDF tables.
+        z_median: (Cz,) int16, see :class:`~tilecodec.entropy.program.Program`.
+        y_stride: pixels per code position.
+        activation: turns the scale register's real values into Gaussian scales, for the networks that make pixels.
+    """
+
+    def __init__(
+        self,
+        model: EntropyModel,
+        tables: EntropyTables,
+        z_median: NDArray[np.int16],
+        y_stride: int,
+        activation: Callable[[Tensor], Tensor],
+    ) -> None:
+        self._model = model
         self._tables = tables
+        self._activation = activation
+        self._median = z_median.astype(np.float32)[:, None, None] * np.float32(model.z_step)
         self._y_stride = y_stride
 
     def encode(self, y: Tensor, z: Tensor, *, quality: float, height: int, width: int) -> TilePayload:
@@ -50,23 +67,22 @@ class TileCodec:
         height: true pixel rows of the tile.
         width: true pixel columns of the tile.
         """
-        tables, parameters = self._tables, self._parameters
-        z_symbols = np.rint(z.numpy() - tables.z_median[:, None, None]).astype(np.int32)
+        tables = self._tables
+        z_symbols = _whole(z.numpy() - self._median)
         groups = [SymbolGroup(z_symbols.ravel(), _channel_rows(z_symbols.shape), tables.z)]
-        y_symbols = torch.zeros(y.shape, dtype=torch.int32)
+        flat = y.reshape(-1).numpy()
+        y_symbols = np.empty(flat.shape, np.int32)
 
-        def code_step(_step: int, mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
-            symbols = torch.round(y - mean[0]) * mask
-            y_symbols.copy_(torch.where(mask, symbols.int(), y_symbols))
-            groups.append(
-                SymbolGroup(symbols[mask].int().numpy(), parameters.rows(scale[0][mask]).int().numpy(), tables.y)
-            )
-            return ((symbols + mean[0]) * mask)[None]
+        def code_step(step: int, seen: StepParameters) -> Tensor:
+            at = places(*y.shape, step)[1].numpy()
+            symbols = _whole(flat[at] - seen.mean[0].numpy() * np.float32(self._model.mean_step))
+            y_symbols[at] = symbols
+            groups.append(SymbolGroup(symbols, seen.rows[0], tables.y))
+            return torch.from_numpy(symbols)[None]
 
         with torch.inference_mode():
-            parameters.run(parameters.base(z_symbols), code_step)
-        check = symbol_check(z_symbols, y_symbols.numpy())
-        return TilePayload(height, width, quality, check, encode_groups(groups))
+            self._model.run(z_symbols[None], code_step)
+        return TilePayload(height, width, quality, symbol_check(z_symbols, y_symbols), encode_groups(groups))
 
     def decode(self, payload: TilePayload, where: str) -> TileLatent:
         """The inverse of :meth:`encode`.
@@ -74,48 +90,89 @@ class TileCodec:
         Raises:
             CorruptTileError: the stream does not decode to the symbols that were coded.
         """
-        tables, parameters = self._tables, self._parameters
-        stream = GroupDecoder(payload.words, where)
-        z_shape = (
-            len(tables.z_median),
-            -(-payload.height // (4 * self._y_stride)),
-            -(-payload.width // (4 * self._y_stride)),
+        (found,) = self.decode_many([payload], [where])
+        if isinstance(found, CorruptTileError):
+            raise found
+        return found
+
+    def decode_many(self, payloads: Sequence[TilePayload], where: Sequence[str]) -> list[TileLatent | CorruptTileError]:
+        """Decodes tiles of one size together; results are those of one at a time.
+
+        Args:
+            payloads: tiles with equal numbers of code positions.
+            where: names of the tiles, for errors.
+
+        Returns:
+            For each tile its latent, or what is wrong with it.
+        """
+        tables, stride = self._tables, 4 * self._y_stride
+        shapes = {(len(self._median), -(-p.height // stride), -(-p.width // stride)) for p in payloads}
+        if len(shapes) != 1:
+            raise UsageError("tiles decoded together differ in size", got=sorted(shapes), expected="one size")
+        (z_shape,) = shapes
+        results: list[TileLatent | CorruptTileError | None] = [None] * len(payloads)
+        streams: list[GroupDecoder] = []
+        live: list[int] = []
+        for n, payload in enumerate(payloads):
+            try:
+                streams.append(GroupDecoder(payload.words, where[n]))
+                live.append(n)
+            except CorruptTileError as error:
+                results[n] = error
+        if live:
+            z_rows = _channel_rows(z_shape)
+            z_symbols = np.stack([s.decode(z_rows, tables.z).reshape(z_shape) for s in streams])
+            parts: list[NDArray[np.int32]] = []
+
+            def code_step(_step: int, seen: StepParameters) -> Tensor:
+                symbols = np.stack([s.decode(rows, tables.y) for s, rows in zip(streams, seen.rows, strict=True)])
+                parts.append(symbols)
+                return torch.from_numpy(symbols)
+
+            with torch.inference_mode():
+                code = self._model.run(z_symbols, code_step)
+            y_symbols = np.empty((len(live), code.y_hat[0].numel()), np.int32)
+            for step, symbols in enumerate(parts):
+                y_symbols[:, places(*code.y_hat.shape[1:], step)[1].numpy()] = symbols
+            for k, n in enumerate(live):
+                latent = TileLatent(code.y_hat[k], self._activation(code.scale[k]), payloads[n].quality)
+                fault = _fault(payloads[n], streams[k], symbol_check(z_symbols[k], y_symbols[k]), where[n])
+                results[n] = fault or latent
+        return [r for r in results if r is not None]
+
+
+def _fault(payload: TilePayload, stream: GroupDecoder, check: int, where: str) -> CorruptTileError | None:
+    """What the checks after the last symbol find."""
+    if check != payload.symbol_check:
+        return CorruptTileError(
+            "the decoded symbols differ from those that were coded",
+            got=f"{check:08x}",
+            expected=f"{payload.symbol_check:08x}",
+            where=where,
+            hint="The tile's bytes are damaged in a way its CRC does not show",
+            reason="symbol-check",
         )
-        z_symbols = stream.decode(_channel_rows(z_shape), tables.z).reshape(z_shape)
-
-        with torch.inference_mode():
-            base = parameters.base(z_symbols)
-            y_symbols = torch.zeros(base.shape[1:], dtype=torch.int32)
-
-            def code_step(_step: int, mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
-                rows = parameters.rows(scale[0][mask]).int().numpy()
-                y_symbols[mask] = torch.from_numpy(stream.decode(rows, tables.y))
-                return ((y_symbols + mean[0]) * mask)[None]
-
-            result = parameters.run(base, code_step)
-        actual = symbol_check(z_symbols, y_symbols.numpy())
-        if actual != payload.symbol_check:
-            raise CorruptTileError(
-                "the decoded symbols differ from those that were coded",
-                got=f"{actual:08x}",
-                expected=f"{payload.symbol_check:08x}",
-                where=where,
-                hint="The tile was written on a machine or torch version whose float arithmetic differs",
-                reason="symbol-check",
-            )
+    try:
         stream.finish()
-        return TileLatent(result.y_hat[0], result.scale[0], payload.quality)
+    except CorruptTileError as error:
+        return error
+    return None
 
 
-def _channel_rows(shape: tuple[int, ...]) -> NDArray[np.int32]:
+def _whole(x: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Nearest whole numbers within the symbols' range; what is no number becomes 0."""
+    return np.clip(np.rint(np.nan_to_num(x)), -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)
+
+
+def _channel_rows(shape: tuple[int, ...]) -> NDArray[np.uint16]:
     """The table row of every hyper-latent symbol: its channel."""
-    return np.repeat(np.arange(shape[0], dtype=np.int32), shape[1] * shape[2])
+    return np.repeat(np.arange(shape[0], dtype=np.uint16), shape[1] * shape[2])
 
 
 class SingleThreadPool:
     """Runs calls on worker threads whose torch operations use one thread each.
 
-    One thread per evaluation makes float32 results independent of the machine's or the caller's thread count.
+    Tiles are many, so threads are better spent on tiles than within one.
     """
 
     def __init__(self) -> None:

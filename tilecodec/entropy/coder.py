@@ -31,12 +31,12 @@ class SymbolGroup:
 
     symbols: NDArray[np.int32]
     """(n,)."""
-    rows: NDArray[np.int32]
-    """(n,): the table row of each symbol."""
+    rows: NDArray[np.integer[Any]]
+    """(n,): the table row of each symbol; 8 or 16 bits sort fastest."""
     table: CDFTable
 
 
-def _grouped(rows: NDArray[np.int32], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _grouped(rows: NDArray[np.integer[Any]], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Stable order by row, and where each row begins in it."""
     order = np.argsort(rows, kind="stable")
     begins = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))])
@@ -85,7 +85,7 @@ class GroupDecoder:
             raise CorruptTileError("the entropy-coded stream ends in a zero word", where=where, reason="stream-form")
         self._coder = constriction.stream.stack.AnsCoder(words)
 
-    def decode(self, rows: NDArray[np.int32], table: CDFTable) -> NDArray[np.int32]:
+    def decode(self, rows: NDArray[np.integer[Any]], table: CDFTable) -> NDArray[np.int32]:
         """The next group's symbols, (n,) int32, given each one's table row."""
         order, begins = _grouped(rows, len(table.length))
         ordered = np.zeros(len(rows), dtype=np.int64)

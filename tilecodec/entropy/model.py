@@ -16,14 +16,15 @@ from torch import Tensor
 
 from tilecodec.config import Device, Precision
 from tilecodec.entropy.codec import TileCodec
-from tilecodec.entropy.parameters import EntropyTables, FloatParameters
+from tilecodec.entropy.parameters import EntropyModel, EntropyTables
+from tilecodec.entropy.program import Program, parse_program
 from tilecodec.entropy.tables import CDFTable
 from tilecodec.errors import ModelError, ModelHashError, UsageError
 from tilecodec.memory import keep_freed_memory
 from tilecodec.model.blocks import DepthConvBlock
 from tilecodec.model.ditic import DiTIC
 from tilecodec.model.light_vae import LightVAE
-from tilecodec.model.weights import ModelFile, find_model
+from tilecodec.model.weights import INTEGER_PARTS, ModelFile, find_model
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -41,6 +42,7 @@ class CodecModel:
 
     Attributes:
         network: the :class:`DiTIC`, in the compute precision.
+        program: the integer entropy model.
         tables: the integer CDF tables.
         alias, sha256: the model's names.
     """
@@ -51,9 +53,16 @@ class CodecModel:
         self.dtype = pick_dtype(self.device, precision)
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.tables = _tables(file)
+        self.program = _program(file)
+        self.tables = _tables(file, self.program)
         network = _network(file)
-        self.tile_codec = TileCodec(FloatParameters(network.codec, self.tables), self.tables, self.config.y_stride)
+        self.tile_codec = TileCodec(
+            EntropyModel(self.program, device=torch.device("cpu")),
+            self.tables,
+            self.program.z_median,
+            self.config.y_stride,
+            network.codec.scale_activation,
+        )
         gains = network.codec.gains
         self._gains = None if gains is None else copy.deepcopy(gains).float()
         self.network = network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
@@ -238,6 +247,9 @@ def _network(file: ModelFile) -> DiTIC:
         network = DiTIC(file.config)
     state = {k: v.float() if v.is_floating_point() else v for k, v in file.tensors.items()}
     missing, unexpected = network.load_state_dict(state, strict=False, assign=True)
+    missing = [name for name in missing if not name.startswith(INTEGER_PARTS)]
+    for part in INTEGER_PARTS:
+        network.codec._modules[part.split(".")[1]] = None
     shapes = {k: tuple(v.shape) for k, v in network.state_dict().items()}
     if missing or unexpected:
         raise ModelError(
@@ -255,14 +267,29 @@ def _network(file: ModelFile) -> DiTIC:
     return network
 
 
-def _tables(file: ModelFile) -> EntropyTables:
+def _program(file: ModelFile) -> Program:
+    arrays = {k: v.numpy() for k, v in file.program_tensors.items()}
+    codec = file.config.codec
+    return parse_program(file.program, arrays, y_channels=codec.y_channels, z_channels=codec.z_channels)
+
+
+def _tables(file: ModelFile, program: Program) -> EntropyTables:
     def table(prefix: str) -> CDFTable:
         return CDFTable(*(cast(NDArray[np.int32], file.tables[f"{prefix}.{k}"].numpy()) for k in names))
 
     names = ("cdf", "length", "offset")
-    needed = {f"{p}.{k}" for p in ("y", "z") for k in names} | {"z.median"}
+    needed = {f"{p}.{k}" for p in ("y", "z") for k in names}
     if needed - set(file.tables):
         raise ModelError(
             "the model lacks CDF tables", got=sorted(file.tables), expected=sorted(needed), where=file.path
         )
-    return EntropyTables(table("y"), table("z"), file.tables["z.median"].numpy())
+    tables = EntropyTables(table("y"), table("z"))
+    rows, channels = len(tables.y.length), len(tables.z.length)
+    if int(program.rows.max()) >= rows or channels != file.config.codec.z_channels:
+        raise ModelError(
+            "the CDF tables do not fit the entropy model",
+            got=f"{rows} and {channels} rows",
+            expected=f"more than {int(program.rows.max())}, and {file.config.codec.z_channels}",
+            where=file.path,
+        )
+    return tables

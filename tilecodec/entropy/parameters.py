@@ -1,23 +1,26 @@
-"""Entropy parameters: what decides each symbol's table row and mean.
+"""Entropy parameters: what decides each symbol's table row and mean, in integers.
 
-:class:`EntropyParameters` is the seam: the float network below evaluates the same numbers on one machine, tile by
-tile, in float32 and on one thread; an integer evaluation that is exact everywhere takes its place behind the same two
-methods.
+:class:`EntropyModel` evaluates a model's integer program for a batch of tiles of one shape. It works on flat tensors:
+the code of a tile has Cy h w elements, and every context step codes the quarter of them that :func:`places` lists.
 """
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from tilecodec.entropy.tables import CDFTable, scale_table
-from tilecodec.model.latent_codec import CodeStep, ContextResult, LatentCodec
+from tilecodec.entropy.integer import Arithmetic, IntegerNetwork
+from tilecodec.entropy.program import HIGH, LOW, Program
+from tilecodec.entropy.tables import CDFTable
+from tilecodec.model.blocks import quadtree_masks
+
+STEPS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,54 +31,106 @@ class EntropyTables:
     """One row per Gaussian scale."""
     z: CDFTable
     """One row per hyper-latent channel."""
-    z_median: NDArray[np.float32]
-    """(Cz,): hyper-latent symbols are ``round(z - median)``."""
 
 
-class EntropyParameters(Protocol):
-    """Evaluates the entropy model of one tile. Implementations decide alike for encoder and decoder."""
+@dataclass(frozen=True, eq=False, slots=True)
+class StepParameters:
+    """What one context step sees, for the elements it codes: (N, n) each, in coding order."""
 
-    def base(self, z_symbols: NDArray[np.int32]) -> Tensor:
-        """Hyper-latent symbols (Cz, h/4, w/4) to the state before step 0, (1, Cy, h, w)."""
-        ...
-
-    def run(self, base: Tensor, code_step: CodeStep) -> ContextResult:
-        """The four context steps, see :meth:`LatentCodec.run_context`."""
-        ...
-
-    def rows(self, scale: Tensor) -> Tensor:
-        """Scales to table rows, int64 of the same shape."""
-        ...
+    mean: Tensor
+    """int16, in steps of ``2^-base_bits``."""
+    rows: NDArray[np.uint8]
+    """CDF rows."""
 
 
-class FloatParameters:
-    """The network's own float32 evaluation, batch 1, on the CPU.
+@dataclass(frozen=True, eq=False, slots=True)
+class DecodedCode:
+    """What the four steps leave behind, in symbol units: (N, Cy, h, w) float32 each, exact."""
 
-    Equal for encoder and decoder where torch, processor and thread count are: :mod:`tilecodec.entropy.codec` runs it
-    on one thread always. Elsewhere a difference is caught by the symbol check, not prevented.
+    y_hat: Tensor
+    scale: Tensor
+    """The scale register's values; the network's activation is not applied."""
+
+
+CodeStep = Callable[[int, StepParameters], Tensor]
+"""``(step, parameters) -> symbols``: (N, n) int32, in coding order."""
+
+
+class EntropyModel:
+    """A model's integer program on one device. Safe to call from several threads.
+
+    Args:
+        program: the integer program.
+        device: where it runs; results do not depend on it.
+        arithmetic: see :mod:`tilecodec.entropy.integer`; results do not depend on it.
     """
 
-    def __init__(self, codec: LatentCodec, tables: EntropyTables) -> None:
-        self._codec = entropy_part(codec)
-        self._median = torch.from_numpy(tables.z_median.astype(np.float32)).reshape(1, -1, 1, 1)
-        self._scales = torch.from_numpy(scale_table().astype(np.float32))
+    def __init__(self, program: Program, *, device: torch.device, arithmetic: Arithmetic = "auto") -> None:
+        self._program, self._device = program, device
+        self.network = IntegerNetwork(program, device=device, arithmetic=arithmetic)
+        self._median = torch.from_numpy(program.z_median.astype(np.int32)).to(device)
+        self._rows = torch.from_numpy(program.rows).to(device)
 
-    def base(self, z_symbols: NDArray[np.int32]) -> Tensor:
-        z_hat = torch.from_numpy(z_symbols.astype(np.float32))[None] + self._median
-        return self._codec.h_s(z_hat.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
+    @property
+    def z_step(self) -> float:
+        """Real size of one step of the hyper-latent's median."""
+        return 2.0**-self._program.z_bits
 
-    def run(self, base: Tensor, code_step: CodeStep) -> ContextResult:
-        return self._codec.run_context(base, code_step)
+    @property
+    def mean_step(self) -> float:
+        """Real size of one step of a mean, in symbols."""
+        return 2.0**-self._program.base_bits
 
-    def rows(self, scale: Tensor) -> Tensor:
-        return torch.searchsorted(self._scales, scale.contiguous()).clamp_max(len(self._scales) - 1)
+    def run(self, z_symbols: NDArray[np.int32], code_step: CodeStep) -> DecodedCode:
+        """The hyper-synthesis and the four context steps.
+
+        Args:
+            z_symbols: (N, Cz, h/4, w/4) int32.
+            code_step: codes or decodes one step's symbols.
+        """
+        program = self._program
+        symbols = torch.from_numpy(z_symbols).to(self._device).permute(0, 2, 3, 1)
+        z = _to_register(symbols, self._median, program.z_bits)
+        base = self.network.run(program.hyper, {"z": z})["base"].contiguous()
+        n, h, w, c = base.shape
+        flat = base.view(n, -1)
+        mean_all, symbols_all, raw_all = (torch.empty(n, c * h * w, dtype=torch.int32) for _ in range(3))
+        for step in range(STEPS):
+            at, planar = places(c, h, w, step)
+            at = at.to(self._device)
+            seen = self.network.run(program.steps[step], {"base": base})
+            mean, raw = (seen[k].reshape(n, -1).index_select(1, at) for k in ("mean", "scale"))
+            rows = self._rows.index_select(0, raw.int().sub_(LOW).reshape(-1)).reshape(n, -1)
+            coded = code_step(step, StepParameters(mean.cpu(), rows.cpu().numpy())).to(self._device)
+            value = _to_register(coded, mean, program.base_bits)
+            mean = mean.int()
+            if program.corrections:
+                decoded = torch.zeros_like(flat).index_copy_(1, at, value)
+                given = {"decoded": decoded.view(base.shape), "base": base}
+                correction = self.network.run(program.corrections[step], given)["correction"]
+                extra = correction.reshape(n, -1).index_select(1, at).int()
+                value = value.int().add_(extra).clamp_(LOW, HIGH).to(torch.int16)
+                mean = mean + extra
+            flat.index_copy_(1, at, value)
+            for kept, new in ((mean_all, mean), (symbols_all, coded), (raw_all, raw.int())):
+                kept.index_copy_(1, planar, new.cpu())
+        y_hat = symbols_all + mean_all * self.mean_step
+        scale = raw_all * 2.0**-program.scale_bits
+        return DecodedCode(y_hat.view(n, c, h, w), scale.view(n, c, h, w))
 
 
-def entropy_part(codec: LatentCodec) -> LatentCodec:
-    """A float32 copy on the CPU of what the entropy model evaluates; the other branches are left out."""
-    keep = {"h_s", "adapter_in", "g_c", "adapter_out", "LRP", "gains"}
-    part = copy.copy(codec)
-    part._modules = {  # a shallow copy with its own module table
-        name: copy.deepcopy(module) if name in keep else nn.Identity() for name, module in codec._modules.items()
-    }
-    return part.to("cpu", torch.float32).to(memory_format=torch.channels_last).eval()
+def _to_register(symbols: Tensor, offset: Tensor, bits: int) -> Tensor:
+    """``sat(clip(symbol) << bits + offset)`` as int16."""
+    return symbols.clamp(LOW, HIGH).mul_(1 << bits).add_(offset).clamp_(LOW, HIGH).to(torch.int16)
+
+
+@lru_cache(maxsize=64)
+def places(channels: int, height: int, width: int, step: int) -> tuple[Tensor, Tensor]:
+    """The elements that a step codes, in coding order: (channel, row, column).
+
+    Returns:
+        Flat indexes, int64 (n,): into (height, width, channels) and into (channels, height, width).
+    """
+    mask = quadtree_masks(height, width)[step].repeat_interleave(channels // STEPS, dim=0)
+    c, y, x = mask.nonzero(as_tuple=True)
+    return (y * width + x) * channels + c, (c * height + y) * width + x

@@ -219,7 +219,11 @@ class LatentCodec(nn.Module):
         """Mean and scale (unbounded below) of every element as step ``step`` sees them, each (B, Cy, h, w)."""
         raw = self.adapter_out[step](self.g_c(self.adapter_in[step](base)))
         mean, scale = raw.chunk(2, dim=1)
-        return mean, F.softplus(scale) if self.config.scale_activation == "softplus" else scale
+        return mean, self.scale_activation(scale)
+
+    def scale_activation(self, raw: Tensor) -> Tensor:
+        """The context network's second half to Gaussian scales."""
+        return F.softplus(raw) if self.config.scale_activation == "softplus" else raw
 
     def run_context(self, base: Tensor, code_step: CodeStep) -> ContextResult:
         """The four steps, with ``code_step`` doing what differs between training, encoding and decoding.

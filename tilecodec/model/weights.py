@@ -15,13 +15,17 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from tilecodec.errors import MissingFileError, ModelConfigError, ModelError, ModelHashError, UnknownModelError
+from tilecodec.errors import MissingFileError, ModelError, ModelHashError, UnknownModelError
 from tilecodec.model.config import DiTICConfig
 
 FILE: Final = "model.safetensors"
 METADATA_KEY: Final = "tilecodec"
 TABLE_PREFIX: Final = "tables."
 DEFAULT: Final = "default"
+INTEGER_PREFIX: Final = "integer."
+INTEGER_PARTS: Final = ("codec.h_s.", "codec.adapter_in.", "codec.g_c.", "codec.adapter_out.", "codec.LRP.")
+"""Parts of the network that a model file holds as an integer program, not as weights."""
+VERSION: Final = 1
 EMBEDDED: Final = {"default": "default-1"}
 """Friendly names of the models inside the package, and the folder each stands for."""
 
@@ -38,11 +42,22 @@ class ModelFile:
     """Network weights by name."""
     tables: dict[str, Tensor]
     """Integer tables by name, prefix removed."""
+    program: dict[str, Any]
+    """Header of the integer entropy model, as JSON."""
+    program_tensors: dict[str, Tensor]
+    """Its tensors by name, prefix removed."""
     path: Path
 
 
 def save_model(
-    path: Path, *, alias: str, config: DiTICConfig, tensors: dict[str, Tensor], tables: dict[str, Tensor]
+    path: Path,
+    *,
+    alias: str,
+    config: DiTICConfig,
+    tensors: dict[str, Tensor],
+    tables: dict[str, Tensor],
+    program: dict[str, Any],
+    program_tensors: dict[str, Tensor],
 ) -> str:
     """Writes a model file and returns its sha256.
 
@@ -52,12 +67,16 @@ def save_model(
         config: the network's config.
         tensors: network weights by name.
         tables: integer tables by name.
+        program: header of the integer entropy model.
+        program_tensors: its tensors by name. What they stand for is left out of ``tensors``.
     """
     from safetensors.torch import save
 
-    header = json.dumps({"version": 1, "alias": alias, "config": config.to_dict()}, separators=(",", ":"))
-    everything = {k: v.contiguous() for k, v in tensors.items()}
+    content = {"version": VERSION, "alias": alias, "config": config.to_dict(), "integer": program}
+    header = json.dumps(content, separators=(",", ":"))
+    everything = {k: v.contiguous() for k, v in tensors.items() if not k.startswith(INTEGER_PARTS)}
     everything |= {TABLE_PREFIX + k: v.contiguous() for k, v in tables.items()}
+    everything |= {INTEGER_PREFIX + k: v.contiguous() for k, v in program_tensors.items()}
     data = save(everything, metadata={METADATA_KEY: header})
     path.mkdir(parents=True, exist_ok=True)
     partial = path / (FILE + ".part")
@@ -94,10 +113,15 @@ def read_model(path: Path, *, expected_sha256: str | None = None) -> ModelFile:
         size = int.from_bytes(data[:8], "little")
         meta: Any = json.loads(data[8 : 8 + size])["__metadata__"][METADATA_KEY]
         header = json.loads(meta)
+        if header["version"] != VERSION:
+            raise ModelError(
+                "the model file is of another version", got=header["version"], expected=VERSION, where=file
+            )
+        program = dict(header["integer"])
         config = DiTICConfig.from_dict(header["config"])
         alias = str(header["alias"])
         everything = load(data)
-    except ModelConfigError:
+    except ModelError:
         raise
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ModelError("the file is no tilecodec model", got=repr(error), where=file) from error
@@ -106,10 +130,16 @@ def read_model(path: Path, *, expected_sha256: str | None = None) -> ModelFile:
         alias=alias,
         sha256=sha256,
         config=config,
-        tensors={k: v for k, v in everything.items() if not k.startswith(TABLE_PREFIX)},
-        tables={k[len(TABLE_PREFIX) :]: v for k, v in everything.items() if k.startswith(TABLE_PREFIX)},
+        tensors={k: v for k, v in everything.items() if not k.startswith((TABLE_PREFIX, INTEGER_PREFIX))},
+        tables=_under(TABLE_PREFIX, everything),
+        program=program,
+        program_tensors=_under(INTEGER_PREFIX, everything),
         path=file,
     )
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 _SEEN: dict[str, Path] = {}

@@ -6,7 +6,9 @@ import copy
 import math
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tilecodec.entropy.quantise import entropy_layers, rounded_weight
 from tilecodec.model.config import DiTICConfig, default_config
 from tilecodec.model.ditic import DiTIC
 from tilecodec.model.light_vae import LightVAE
@@ -66,6 +69,8 @@ class TrainRecipe:
     alignment_weight: float = 0.0
     """Weight of the self-distillation alignment of x0 with the encoder's latent."""
     transformer: bool = False
+    integer_weights: bool = False
+    """Whether the entropy model runs with the rounded weights that its integer program will have; gradients pass."""
     replicas: int = 1
     """Copies of the network that share the batch, one thread each: on two CPU cores, two are half again as fast as one
     on two threads. Run with ``OMP_NUM_THREADS=1``."""
@@ -216,13 +221,29 @@ class Run:
             (loss / count).backward()
             return parts
 
-        parts = list(self._pool.map(share, range(count)))
+        with self._rounded():
+            parts = list(self._pool.map(share, range(count)))
         for mirror in self.replicas[1:]:
             pairs = zip(self.network.parameters(), mirror.parameters(), strict=True)
             mine, other = zip(*((a.grad, b.grad) for a, b in pairs if a.grad is not None), strict=True)
             torch._foreach_add_(list(mine), list(other))
             mirror.zero_grad(set_to_none=True)
         return torch.stack(parts).mean(0)
+
+    @contextmanager
+    def _rounded(self) -> Iterator[None]:
+        """Within, the entropy model's weights are rounded, for all replicas: they share them."""
+        layers = entropy_layers(self.network.model.codec).values() if self.recipe.integer_weights else ()
+        kept = [layer.weight.detach().clone() for layer in layers]
+        with torch.no_grad():
+            for layer in layers:
+                layer.weight.copy_(rounded_weight(layer.weight))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for layer, weight in zip(layers, kept, strict=True):
+                    layer.weight.copy_(weight)
 
     def train(self) -> None:
         """Runs to ``recipe.steps``."""
