@@ -91,7 +91,7 @@ class GuidanceConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransformerConfig:
-    """The diffusion transformer, as :class:`diffusers.SanaTransformer2DModel` names its fields."""
+    """The diffusion transformer; fields are named as those of diffusers' ``SanaTransformer2DModel``."""
 
     num_layers: int = 4
     num_attention_heads: int = 10

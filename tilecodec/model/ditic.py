@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tilecodec.model.config import DiTICConfig, TransformerConfig
+from tilecodec.model.config import DiTICConfig
 from tilecodec.model.guidance import LatentGuidance
 from tilecodec.model.latent_codec import LatentCodec
 from tilecodec.model.light_vae import LightVAE
+from tilecodec.model.transformer import SanaTransformer
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class DiTIC(nn.Module):
         self.DiT: nn.Module | None = None
         self.prompter: LatentGuidance | None = None
         if config.transformer is not None:
-            self.DiT = build_transformer(config.transformer, latent, config.guidance.caption_channels)
+            self.DiT = SanaTransformer(config.transformer, latent, config.guidance.caption_channels)
             self.prompter = LatentGuidance(config.guidance, config.codec.prompt_channels)
 
     def analyse(self, x_B3HW: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class DiTIC(nn.Module):
         settings = self.config.transformer
         caption = self.prompter(prompt)
         timestep = settings.timestep - settings.timestep_span * rate_B
-        velocity = self.DiT(mean, encoder_hidden_states=caption, timestep=timestep, return_dict=False)[0]
+        velocity = self.DiT(mean, caption, timestep)
         sigma = torch.exp(log_scale.float().clamp(-30.0, 20.0) / 2)
         weight = torch.where(sigma < 4, 0.15 * sigma + 0.4, 1.0)
         x0 = mean - settings.sigma * weight.to(mean.dtype) * velocity + residual
@@ -101,25 +102,3 @@ class DiTIC(nn.Module):
     def render(self, x0: Tensor) -> Tensor:
         """Denoised latent to pixels clamped to [-1, 1], (B, 3, H, W)."""
         return self.vae.decode(x0 / self.config.vae.scaling_factor).clamp(-1, 1)  # type: ignore[operator,no-any-return]
-
-
-def build_transformer(config: TransformerConfig, channels: int, caption_channels: int) -> nn.Module:
-    """diffusers' SANA transformer without positional encoding, latents in and velocity out."""
-    from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
-
-    transformer: nn.Module = SanaTransformer2DModel(
-        in_channels=channels,
-        out_channels=channels,
-        num_attention_heads=config.num_attention_heads,
-        attention_head_dim=config.attention_head_dim,
-        num_layers=config.num_layers,
-        num_cross_attention_heads=config.num_cross_attention_heads,
-        cross_attention_head_dim=config.cross_attention_head_dim,
-        cross_attention_dim=config.num_cross_attention_heads * config.cross_attention_head_dim,
-        caption_channels=caption_channels,
-        mlp_ratio=config.mlp_ratio,
-        patch_size=config.patch_size,
-        sample_size=32,
-        interpolation_scale=None,
-    )
-    return transformer
