@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tilecodec.entropy.program import HIGH, LOW, Instruction, Layer, Program
+from tilecodec.entropy.program import HIGH, LOW, RESULTS, Instruction, Layer, Program
 
 Arithmetic = Literal["auto", "int8", "float32", "float64"]
 
@@ -38,9 +38,9 @@ class IntegerNetwork:
 
     def __init__(self, program: Program, *, device: torch.device, arithmetic: Arithmetic = "auto") -> None:
         self.arithmetic: Final = pick_arithmetic(device) if arithmetic == "auto" else arithmetic
-        dense = {i.argument for c in _sections(program) for i in c if i.op == "conv"}
-        self._dense = {n: _Dense(v, device, self.arithmetic) for n, v in program.layers.items() if n in dense}
-        self._depthwise = {n: _Depthwise(v, device) for n, v in program.layers.items() if n not in dense}
+        layers = program.layers
+        self._dense = {n: _Dense(layers[n], device, self.arithmetic) for n in _named(program, "conv")}
+        self._depthwise = {n: _Depthwise(layers[n], device) for n in _named(program, "depthwise")}
         self._tables = {n: torch.from_numpy(t).to(device) for n, t in program.tables.items()}
 
     def run(self, code: tuple[Instruction, ...], registers: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ class IntegerNetwork:
             follower = code[n + 1] if n + 1 < len(code) else None
             fused = (
                 i.op == "conv" and follower is not None and follower.op == "lut" and follower.inputs == (i.output,)
-            ) and last_use[i.output] == n + 1
+            ) and (last_use[i.output] == n + 1 and i.output not in RESULTS)
             if fused and follower is not None:
                 sums = self._dense[str(i.argument)].sums(r[i.inputs[0]])
                 r[follower.output] = _look_up(sums, self._tables[str(follower.argument)])
@@ -144,7 +144,7 @@ class _Depthwise:
     def __call__(self, x: Tensor) -> Tensor:
         _, h, w, _ = x.shape
         padded = F.pad(x, (0, 0, 1, 1, 1, 1)).int()
-        total = self._constant.expand(x.shape).contiguous()
+        total = self._constant.repeat(*x.shape[:3], 1)
         for tap in range(9):
             dy, dx = divmod(tap, 3)
             total.addcmul_(padded[:, dy : dy + h, dx : dx + w], self._weight[tap])
@@ -168,8 +168,10 @@ def _look_up(x: Tensor, table: Tensor) -> Tensor:
     return table.index_select(0, x.add_(-LOW).reshape(-1)).reshape(x.shape)
 
 
-def _sections(program: Program) -> list[tuple[Instruction, ...]]:
-    return [program.hyper, *program.steps, *program.corrections]
+def _named(program: Program, op: str) -> list[str]:
+    """Names of the layers that instructions of one kind use."""
+    sections = [program.hyper, *program.steps, *program.corrections]
+    return sorted({str(i.argument) for code in sections for i in code if i.op == op})
 
 
 @lru_cache(maxsize=8)

@@ -40,6 +40,10 @@ REACH: Final = (1 << 15) + (1 << 7)
 MAX_SHIFT: Final = 30
 MAX_SCALE: Final = 15
 MAX_INSTRUCTIONS: Final = 4096
+MAX_CHANNELS: Final = 1 << 14
+"""Channels of a register."""
+RESULTS: Final = ("base", "mean", "scale", "correction")
+"""Registers that are read when a section has run."""
 
 INPUTS: Final = {"conv": 1, "depthwise": 1, "lut": 1, "add": 2, "gate": 1, "scale": 1, "shuffle": 1, "concat": 2}
 
@@ -217,7 +221,8 @@ def _array(tensors: Mapping[str, NDArray[Any]], name: str, dtype: type, shape: t
 
 def _layer(tensors: Mapping[str, NDArray[Any]], name: str) -> Layer:
     weight = tensors.get(f"{name}.weight")
-    if weight is None or weight.dtype != np.int8 or weight.ndim != 4 or weight.shape[2:] not in ((1, 1), (3, 3)):
+    good = weight is not None and weight.dtype == np.int8 and weight.ndim == 4 and weight.size > 0
+    if weight is None or not good or weight.shape[2:] not in ((1, 1), (3, 3)):
         got = None if weight is None else f"{weight.dtype} {weight.shape}"
         raise ModelError("a layer is wrong", got=got, expected="int8 (O, I, k, k), k 1 or 3", where=f"integer.{name}")
     count = (len(weight),)
@@ -245,7 +250,7 @@ def _check_registers(
         result = None
         if None not in shapes:
             result = _result(i, [s for s in shapes if s is not None], layers)
-        if result is None:
+        if result is None or not 1 <= result[0] <= MAX_CHANNELS:
             raise ModelError("an instruction does not fit its registers", got=i, expected=known, where=f"{where}[{n}]")
         known[i.output] = result
     if any(known.get(k) != v for k, v in wanted.items()):

@@ -32,13 +32,18 @@ class CDFTable:
     cdf: NDArray[np.int32]
     """(rows, longest + 1): cumulative frequencies, 0 first, 65536 at ``length - 1``, zero beyond."""
     length: NDArray[np.int32]
-    """(rows,): entries in use of each row: bins + 1."""
+    """(rows,): entries in use of each row: bins + 2, at least 3."""
     offset: NDArray[np.int32]
     """(rows,): the symbol of each row's first bin."""
 
     def __post_init__(self) -> None:
+        parts = (self.cdf, self.length, self.offset)
+        shaped = [a.dtype for a in parts] == [np.dtype(np.int32)] * 3 and self.cdf.ndim == 2 and self.cdf.size > 0
+        if not shaped or not self.length.shape == self.offset.shape == (len(self.cdf),):
+            got = [f"{a.dtype} {a.shape}" for a in parts]
+            raise ModelError("a CDF table has another shape", got=got, expected="int32 (rows, n)", where="tables")
         rows = np.arange(len(self.length))
-        fits = (self.length >= 2) & (self.length <= self.cdf.shape[1])
+        fits = (self.length >= 3) & (self.length <= self.cdf.shape[1])
         if not fits.all() or (self.cdf[:, 0] != 0).any() or (self.cdf[rows, self.length - 1] != 1 << PRECISION).any():
             raise ModelError("a CDF table is malformed", expected=f"rows from 0 to {1 << PRECISION}", where="tables")
         for row, n in enumerate(self.length):
