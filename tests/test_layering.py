@@ -18,8 +18,8 @@ import pytest
 import tilecodec
 
 PACKAGE = Path(tilecodec.__file__).parent
-LEAVES = ("config", "errors", "memory")
-"""Imported by all, import nothing of the package (config: errors)."""
+LEAVES = ("config", "errors", "limits", "memory")
+"""Imported by all, import nothing of the package (limits: errors; config: errors and limits)."""
 STAGES = ("source", "tiles", "model", "entropy", "container", "blend", "sink")
 """Left to right."""
 ASIDE = ("metrics", "scene", "weights")
@@ -117,8 +117,10 @@ def allowed(layer: str) -> set[str]:
     """The layers that a layer may import, itself included."""
     if layer == "errors":
         return {"errors"}
+    if layer == "limits":
+        return {"limits", "errors"}
     if layer == "config":
-        return {"config", "errors"}
+        return {"config", "errors", "limits"}
     if layer in ASIDE:
         return {layer, *LEAVES}
     if layer in STAGES:

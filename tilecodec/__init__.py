@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tilecodec.config import DecodeOptions, EncodeOptions
     from tilecodec.entropy.model import CodecModel, load_model
     from tilecodec.errors import TileCodecError
+    from tilecodec.limits import Limits
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ _HOMES = {
     "tilecodec.config": ("DecodeOptions", "EncodeOptions"),
     "tilecodec.entropy.model": ("CodecModel", "load_model"),
     "tilecodec.errors": ("TileCodecError",),
+    "tilecodec.limits": ("Limits",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -59,6 +61,7 @@ __all__ = [  # noqa: RUF022  # grouped by use
     "load_model",
     "EncodeOptions",
     "DecodeOptions",
+    "Limits",
     "EncodeReport",
     "DecodeReport",
     "ContainerInfo",

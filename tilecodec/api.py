@@ -16,16 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilecodec.config import DecodeOptions, Device, EncodeOptions, Precision
+from tilecodec.container.document import DOCUMENT
 from tilecodec.container.metadata import (
     CodecConfiguration,
     ContainerMetadata,
     LevelLayout,
     array_json,
     group_json,
+    is_complete,
+    read_group,
     read_metadata,
 )
 from tilecodec.container.store import ByteStore, open_store
-from tilecodec.errors import NotAContainerError, RegionError, TargetExistsError, UsageError
+from tilecodec.errors import RegionError, TargetExistsError, UsageError
+from tilecodec.limits import DEFAULT_LIMITS, Limits
 from tilecodec.memory import peak_memory_bytes
 from tilecodec.source import SourceMetadata, open_source
 from tilecodec.tiles import TileGrid
@@ -167,6 +171,8 @@ def encode(
     """
     settings = EncodeOptions(**options)
     begun = time.monotonic()
+    if isinstance(source, str | os.PathLike):
+        _check_apart(source, target)
     with open_source(source) as pixels:
         return _encode(pixels, os.fspath(target), settings, progress, begun)
 
@@ -227,13 +233,14 @@ def _encode(
         if progress is not None:
             progress(Progress(totals[0], whole, totals[1], time.monotonic() - begun))
 
+    documents = {DOCUMENT: group_json(meta)} | {f"{x.path}/{DOCUMENT}": array_json(x) for x in layouts}
+    _check_readable(documents, target)
     try:
-        documents = {"zarr.json": group_json(meta)} | {f"{x.path}/zarr.json": array_json(x) for x in layouts}
         for key, document in documents.items():
             store.set(key, document)
         encode_levels(pixels, layouts, store, model, skip_present=settings.resume, done=done)
-        documents["zarr.json"] = group_json(_completed(meta))
-        store.set("zarr.json", documents["zarr.json"])
+        documents[DOCUMENT] = group_json(_completed(meta))
+        store.set(DOCUMENT, documents[DOCUMENT])
         if staged and local is not None:
             _swap(Path(place), local)
     except BaseException:
@@ -260,6 +267,14 @@ def _encode(
         model=f"{model.alias} (sha256:{model.sha256[:12]})",
         quality=settings.quality,
     )
+
+
+def _check_apart(source: PathLike, target: PathLike) -> None:
+    """Refuses a target that is the source or lies in it: writing it would destroy what is being read."""
+    paths = [os.fspath(path) for path in (target, source)]
+    inner, outer = (path.rstrip("/") if "://" in path else os.path.realpath(path) for path in paths)
+    if inner == outer or inner.startswith(outer + ("/" if "://" in outer else os.sep)):
+        raise UsageError("the target is the source, or lies in it", got=target, expected="another place", where=source)
 
 
 def _existing(target: str, local: Path | None) -> bool:
@@ -299,6 +314,16 @@ def _describe(
     )
 
 
+def _check_readable(documents: dict[str, bytes], target: str) -> None:
+    """Raises now what a reader with the default limits would raise once everything is written."""
+    from zarr.storage import MemoryStore
+
+    store = ByteStore(MemoryStore())
+    for key, document in documents.items():
+        store.set(key, document)
+    read_metadata(store, where=target, allow_incomplete=True)
+
+
 def _completed(meta: ContainerMetadata) -> ContainerMetadata:
     from dataclasses import replace
 
@@ -306,14 +331,15 @@ def _completed(meta: ContainerMetadata) -> ContainerMetadata:
 
 
 def _check_resumable(store: ByteStore, target: str, meta: ContainerMetadata) -> None:
-    found = read_metadata(store, where=target, allow_incomplete=True)
-    if found.complete:
+    group = read_group(store, where=target, allow_incomplete=True)
+    if is_complete(group):
         raise TargetExistsError("the target is complete: nothing to resume", got=target, hint="Give --overwrite")
-    if found.fingerprint != meta.fingerprint:
+    found = group["attributes"]["tilecodec"]["fingerprint"]
+    if found != meta.fingerprint:
         raise UsageError(
             "the target was begun with other settings",
             got=meta.fingerprint,
-            expected=found.fingerprint,
+            expected=found,
             where=target,
             hint="Resume with the same picture, model and options, or give --overwrite",
         )
@@ -425,7 +451,7 @@ class Image:
         self._options = options
         self._store = open_store(path, read_only=True)
         self.path = path
-        self.metadata = read_metadata(self._store, where=path)
+        self.metadata = read_metadata(self._store, where=path, limits=options.limits)
         self._levels = [Level(self, n) for n in range(len(self.metadata.levels))]
         self.levels = len(self._levels)
         self.shape = self._levels[0].shape
@@ -455,7 +481,7 @@ class Image:
         wanted = named.removeprefix("sha256:")
         model = shared_model(options.model or named, options.device, options.precision, sha256=wanted)
         store = self._store.under(layout.path)
-        return LevelDecoder(store, layout, model, cache_bytes=self._options.cache_bytes)
+        return LevelDecoder(store, layout, model, cache_bytes=options.cache_bytes, limits=options.limits)
 
     def __repr__(self) -> str:
         return f"<tilecodec.Image {self.path!r} {self.shape[2]} x {self.shape[1]} px, {self.levels} levels>"
@@ -472,6 +498,7 @@ def open(  # noqa: A001  # the verb users expect, as in zarr.open
     device: Device = "auto",
     precision: Precision = "auto",
     cache_bytes: int = 64 << 20,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Image:
     """Opens a container for reading; pixels and model are loaded when they are asked for.
 
@@ -481,11 +508,12 @@ def open(  # noqa: A001  # the verb users expect, as in zarr.open
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         cache_bytes: decoded windows kept per level.
+        limits: what the container may ask for at most.
 
     Raises:
-        NotAContainerError, IncompleteContainerError: see :mod:`tilecodec.errors`.
+        NotAContainerError, IncompleteContainerError, LimitError: see :mod:`tilecodec.errors`.
     """
-    options = DecodeOptions(model=model, device=device, precision=precision, cache_bytes=cache_bytes)
+    options = DecodeOptions(model=model, device=device, precision=precision, cache_bytes=cache_bytes, limits=limits)
     return Image(os.fspath(path), options)
 
 
@@ -499,6 +527,7 @@ def decode(
     device: Device = "auto",
     precision: Precision = "auto",
     overwrite: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
     progress: ProgressCall | None = None,
 ) -> DecodeReport:
     """Decodes a level, or a region of it, to a file.
@@ -512,6 +541,7 @@ def decode(
         device: see :func:`open`.
         precision: see :func:`open`.
         overwrite: replace an existing target.
+        limits: see :func:`open`.
         progress: called after every band of rows.
 
     Raises:
@@ -522,7 +552,8 @@ def decode(
     from tilecodec.sink import check_write, write_rows
 
     begun = time.monotonic()
-    image = open(source, model=model, device=device, precision=precision)
+    _check_apart(source, target)
+    image = open(source, model=model, device=device, precision=precision, limits=limits)
     picked = image.level(level)
     _, height, width = picked.shape
     x, y, w, h = region if region is not None else (0, 0, width, height)
@@ -575,21 +606,27 @@ def _sink_metadata(image: Image, level: int, x: int, y: int) -> SourceMetadata:
     )
 
 
-def info(path: PathLike) -> ContainerInfo:
+def info(path: PathLike, *, limits: Limits = DEFAULT_LIMITS) -> ContainerInfo:
     """What a container holds, from its metadata and chunk indexes; no model is loaded.
+
+    Args:
+        path: the container's folder, or an fsspec URL.
+        limits: see :func:`open`.
 
     Raises:
         NotAContainerError: no container there. An unfinished one is described, with ``complete`` false.
+        LimitError: it asks for more than the limits.
+        CorruptTileError: a chunk's index fails a check.
     """
     from tilecodec.container.chunk import index_bytes, parse_index
 
     where = os.fspath(path)
     store = open_store(where, read_only=True)
-    meta = read_metadata(store, where=where, allow_incomplete=True)
-    levels, total = [], len(store.get("zarr.json") or b"")
+    meta = read_metadata(store, where=where, allow_incomplete=True, limits=limits)
+    levels, total = [], store.size(DOCUMENT)
     for layout in meta.levels:
         array = store.under(layout.path)
-        total += len(array.get("zarr.json") or b"")
+        total += array.size(DOCUMENT)
         present, size, payload = 0, 0, 0
         for row in range(layout.chunk_rows):
             for col in range(layout.chunk_cols):
@@ -615,8 +652,6 @@ def info(path: PathLike) -> ContainerInfo:
                 payload_bytes=payload,
             )
         )
-    if not levels:
-        raise NotAContainerError("the container has no level", where=where, reason="group-ome")
     first = meta.levels[0]
     return ContainerInfo(
         path=where,

@@ -103,7 +103,6 @@ def _encode(arguments: argparse.Namespace) -> None:
         options["tile"] = _integer("--tile", arguments.tile)
     from tilecodec.config import EncodeOptions
 
-    _check_apart(arguments.source, arguments.target)
     EncodeOptions(**options)  # wrong options are told before anything large is loaded
     from tilecodec import api
     from tilecodec.progress import progress_bar
@@ -126,7 +125,6 @@ def _decode(arguments: argparse.Namespace) -> None:
     region = None if arguments.region is None else parse_region(arguments.region)
     level = _integer("--level", arguments.level)
     device = _device(arguments.device)
-    _check_apart(arguments.source, arguments.target)
     from tilecodec import api
     from tilecodec.progress import progress_bar
 
@@ -274,13 +272,6 @@ def _device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
         raise UsageError("no such device", got=text, expected="auto, cpu, cuda or cuda:N", where="--device")
     return text
-
-
-def _check_apart(source: str, target: str) -> None:
-    """Refuse a target that is the source or lies in it: --overwrite would destroy what is being read."""
-    paths = [os.path.realpath(path) for path in (source, target)]
-    if paths[1] == paths[0] or paths[1].startswith(paths[0] + os.sep):
-        raise UsageError("the target is the source, or lies in it", got=target, expected="another place", where=source)
 
 
 # --- results

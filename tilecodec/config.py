@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from tilecodec.errors import UsageError
+from tilecodec.limits import DEFAULT_LIMITS, Limits
 
 Device = str
 """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
@@ -68,6 +69,8 @@ class DecodeOptions:
     precision: Precision = "auto"
     cache_bytes: int = 64 << 20
     """Bytes of decoded windows kept for the next read."""
+    limits: Limits = DEFAULT_LIMITS
+    """What the container may ask for at most."""
 
     def __post_init__(self) -> None:
         _check(self.cache_bytes >= 0, "cache_bytes", self.cache_bytes, "0 or more")

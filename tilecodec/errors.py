@@ -15,9 +15,11 @@
     └── ContainerError (ValueError)
         ├── NotAContainerError                 no tilecodec container there, or metadata that break its rules
         ├── IncompleteContainerError           the container was never finished
+        ├── LimitError                         it asks for more than the reader accepts, see tilecodec.Limits
         └── TileError                          one tile, named by level, row and column
             ├── CorruptTileError               its bytes or its symbols fail their check
-            └── LostTileError                  its chunk or entry is absent
+            ├── LostTileError                  its chunk or entry is absent
+            └── TileLimitError                 it asks for more than the reader accepts; a LimitError too
 
 Each carries ``got``, ``expected`` and ``where`` and, where there is one, a ``hint`` that names the remedy. ``reason``
 is a stable code; those of payload and container faults are listed in ``formats/``.
@@ -25,7 +27,11 @@ is a stable code; those of payload and container faults are listed in ``formats/
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+_LONGEST: Final = 500
+"""Characters of a value in a message: values may come from a container, and be as large as someone likes."""
 
 
 class TileCodecError(Exception):
@@ -56,9 +62,16 @@ class TileCodecError(Exception):
         self.problem, self.got, self.expected, self.where, self.hint = problem, got, expected, where, hint
         if reason is not None:
             self.reason = reason
-        details = [f"{k}: {v}" for k, v in (("got", got), ("expected", expected), ("where", where)) if v is not None]
+        details = [
+            f"{k}: {_short(v)}" for k, v in (("got", got), ("expected", expected), ("where", where)) if v is not None
+        ]
         text = "; ".join([problem or type(self).__doc__ or self.reason, *details])
         super().__init__(f"{text}. {hint}" if hint else text)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({len(text)} characters)"
 
 
 class UsageError(TileCodecError, ValueError):
@@ -151,6 +164,12 @@ class IncompleteContainerError(ContainerError):
     reason = "incomplete"
 
 
+class LimitError(ContainerError):
+    """The container asks for more than the reader accepts"""
+
+    reason = "limit"
+
+
 class TileError(ContainerError):
     """A tile cannot be decoded"""
 
@@ -167,3 +186,26 @@ class LostTileError(TileError):
     """A tile is absent"""
 
     reason = "lost-tile"
+
+
+class TileLimitError(TileError, LimitError):
+    """A tile asks for more than the reader accepts"""
+
+    reason = "tile-limit"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An error as plain data, for reports."""
+
+    where: str
+    """File, level, chunk or tile."""
+    reason: str
+    """Stable code, see ``formats/``."""
+    message: str
+    """For people: what was got, what was expected, where."""
+
+    @classmethod
+    def of(cls, error: TileCodecError) -> Problem:
+        """What an error says."""
+        return cls("" if error.where is None else str(error.where), error.reason, str(error))

@@ -20,7 +20,8 @@ from zarr.core.common import JSON
 from zarr.storage import MemoryStore, StorePath
 
 from tilecodec.container.chunk import HEAD, MAGIC, TileState, parse_index
-from tilecodec.container.metadata import CODEC_NAME, CodecConfiguration, LevelLayout, read_layout
+from tilecodec.container.document import DOCUMENT
+from tilecodec.container.metadata import CODEC_NAME, CodecConfiguration, LevelLayout, read_group, read_layout
 from tilecodec.container.store import ByteStore
 from tilecodec.entropy.payload import HEADER
 from tilecodec.errors import CorruptTileError, LostTileError, UsageError
@@ -54,11 +55,22 @@ class _OpenArrays:
                 self._decoders.move_to_end(key)
                 return found[1]
             array = ByteStore(store, path)
+            _check_complete(store, path)
             decoder = make_decoder(array, read_layout(array, path.rsplit("/", 1)[-1], str(store)))
             self._decoders[key] = (weakref.ref(store), decoder)
             while len(self._decoders) > OPEN_ARRAYS:
                 self._decoders.popitem(last=False)
             return decoder
+
+
+def _check_complete(store: Store, path: str) -> None:
+    """Refuses a level array whose container was never finished, where the store reaches the container's group."""
+    if not path:
+        return
+    parent = path.rpartition("/")[0]
+    group = ByteStore(store, parent)
+    if group.exists(DOCUMENT):
+        read_group(group, where=f"{store}/{parent}")
 
 
 _ARRAYS = _OpenArrays()
@@ -190,14 +202,31 @@ def decode_alone(data: bytes, codec: CodecConfiguration, shape: tuple[int, ...])
     side = shape[1]
     if len(data) < HEAD.size or data[:4] != MAGIC or not data[5] or not data[6]:
         raise CorruptTileError("the bytes are no chunk", got=data[:8], where=CODEC_NAME, reason="index-magic")
-    rows, cols = data[5], data[6]
+    rows, cols, most = data[5], data[6], side // codec.tile
+    if max(rows, cols) > most:
+        raise CorruptTileError(
+            "the chunk holds more tiles than it has room for",
+            got=(rows, cols),
+            expected=f"at most {most} along a side",
+            where=CODEC_NAME,
+            reason="index-shape",
+        )
     index = parse_index(data, rows, cols, CODEC_NAME)
 
     def true_extent(entries: list[int], field: int) -> int:
         for n in entries:
             entry = index.entries[n]
-            if entry.state is TileState.CODED and entry.length >= HEADER.size:
-                return int(HEADER.unpack_from(data, entry.offset)[field])
+            if entry.state is TileState.CODED and entry.offset + HEADER.size <= len(data):
+                extent = int(HEADER.unpack_from(data, entry.offset)[field])
+                if not 1 <= extent <= codec.tile:
+                    raise CorruptTileError(
+                        "a tile is larger than tiles are",
+                        got=extent,
+                        expected=f"1 to {codec.tile}",
+                        where=CODEC_NAME,
+                        reason="payload-size",
+                    )
+                return extent
         return codec.tile
 
     height = (rows - 1) * codec.tile + true_extent([(rows - 1) * cols + c for c in range(cols)], 2)

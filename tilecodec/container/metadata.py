@@ -5,20 +5,29 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tilecodec.container.conventions import geo_attributes
+from tilecodec.container.document import load_document
+from tilecodec.container.rules import (
+    AXES,
+    CODEC_NAME,
+    FORMAT_VERSION,
+    array_faults,
+    codec_faults,
+    group_faults,
+    level_paths,
+    pyramid_faults,
+)
 from tilecodec.container.store import ByteStore
-from tilecodec.errors import ContainerError, IncompleteContainerError, NotAContainerError
+from tilecodec.errors import ContainerError, IncompleteContainerError
+from tilecodec.limits import DEFAULT_LIMITS, Limits
 from tilecodec.source import Georeference
 from tilecodec.tiles import TileGrid, TilePosition
 
-FORMAT_VERSION: Final = 1
-CODEC_NAME: Final = "tilecodec.dit_ic"
-AXES: Final = ("c", "y", "x")
-_MODEL: Final = re.compile("sha256:[0-9a-f]{64}")
+_EPSG: Final = re.compile(r"EPSG:([0-9]{1,9})")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,44 +55,12 @@ class CodecConfiguration:
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> CodecConfiguration:
-        """Checked inverse of :meth:`to_dict`."""
-        if isinstance(data, dict) and data.get("bitstream", 1) != 1:
-            raise NotAContainerError(
-                "the container was written by a newer version",
-                got=data["bitstream"],
-                expected=1,
-                where=where,
-                hint="Update tilecodec",
-                reason="codec-version",
-            )
-        if not isinstance(data, dict) or set(data) != set(cls.__slots__):
-            raise NotAContainerError(
-                "the codec's configuration has other fields",
-                got=sorted(data) if isinstance(data, dict) else type(data).__name__,
-                expected=sorted(cls.__slots__),
-                where=where,
-                reason="codec-fields",
-            )
-        model, quality = data["model"], data["quality"]
-        integers = [data[k] for k in ("tile", "stride", "overlap", "halo")]
-        tile, stride, overlap, _ = integers
-        ok = (
-            isinstance(model, str)
-            and _MODEL.fullmatch(model) is not None
-            and isinstance(quality, int | float)
-            and not isinstance(quality, bool)
-            and 1 <= quality <= 100
-            and all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= 65536 for v in integers)
-            and stride > 0
-            and 0 < tile <= 4096
-            and tile % stride == 0
-            and 2 * overlap <= stride
-            and overlap % max(1, stride // 4) == 0
-        )
-        if not ok:
-            raise NotAContainerError(
-                "the codec's configuration has a value out of range", got=data, where=where, reason="codec-values"
-            )
+        """Checked inverse of :meth:`to_dict`.
+
+        Raises:
+            NotAContainerError: fields or values that break the format's rules.
+        """
+        _raise_first(codec_faults(data, where))
         return cls(**data)
 
 
@@ -128,6 +105,10 @@ class LevelLayout:
     def where(self, at: TilePosition) -> str:
         """How errors name a tile."""
         return f"level {self.path}, tile row {at.row}, column {at.col}"
+
+    def where_chunk(self, chunk: tuple[int, int]) -> str:
+        """How errors name a chunk, by its row and column."""
+        return f"level {self.path}, chunk {self.key(*chunk)}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,137 +188,119 @@ def group_json(meta: ContainerMetadata) -> bytes:
     return _dump({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 
-def read_metadata(store: ByteStore, *, where: str, allow_incomplete: bool = False) -> ContainerMetadata:
+def read_metadata(
+    store: ByteStore, *, where: str, allow_incomplete: bool = False, limits: Limits = DEFAULT_LIMITS
+) -> ContainerMetadata:
     """Reads and checks a container's metadata.
+
+    Args:
+        store: the container.
+        where: named in errors.
+        allow_incomplete: describe a container that was never finished.
+        limits: what it may ask for at most.
 
     Raises:
         NotAContainerError: nothing there, or metadata that break the format's rules.
         IncompleteContainerError: the container was never finished (unless ``allow_incomplete``).
+        LimitError: it asks for more than the limits.
     """
-    group = _load(store, "zarr.json", where)
-    attributes = group.get("attributes")
-    own = attributes.get("tilecodec") if isinstance(attributes, dict) else None
-    if group.get("node_type") != "group" or not isinstance(own, dict) or not isinstance(attributes, dict):
-        raise NotAContainerError(
-            "this Zarr is not a tilecodec container",
-            got=group.get("node_type"),
-            expected="a group with a 'tilecodec' attribute",
-            where=where,
-            reason="group-attributes",
-        )
-    if own.get("version") != FORMAT_VERSION:
-        raise NotAContainerError(
-            "the container's format version is unknown",
-            got=own.get("version"),
-            expected=FORMAT_VERSION,
-            where=where,
-            hint="Update tilecodec",
-            reason="group-version",
-        )
-    complete = own.get("complete") is True
-    if not complete and not allow_incomplete:
-        raise IncompleteContainerError(
-            where=where, hint="Its encoder is still running or was stopped; finish it with --resume"
-        )
-    try:
-        multiscale = attributes["ome"]["multiscales"][0]
-        paths = [str(d["path"]) for d in multiscale["datasets"]]
-        name = str(multiscale.get("name", ""))
-        scale = multiscale["datasets"][0]["coordinateTransformations"][0]["scale"]
-        unit = multiscale["axes"][1].get("unit")
-        size = (float(scale[1]), float(scale[2])) if unit == "micrometer" else None
-        history = tuple(str(v) for v in own.get("lossy_history", []))
-        properties = {str(k): str(v) for k, v in own.get("properties", {}).items()}
-        icc = base64.b64decode(own["icc_profile"], validate=True) if "icc_profile" in own else None
-        georeference = _georeference(attributes)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise NotAContainerError(
-            "the group's OME-Zarr metadata are malformed", got=repr(error), where=where, reason="group-ome"
-        ) from error
-    if not paths:
-        raise NotAContainerError("the pyramid has no level", where=where, reason="group-ome")
+    group = read_group(store, where=where, allow_incomplete=allow_incomplete, limits=limits)
+    arrays = [
+        _read_array(store.under(path), path, where, limits, whole=is_complete(group))
+        for path in level_paths(group, limits)
+    ]
+    _raise_first(pyramid_faults(list(enumerate(arrays)), where))
+    levels = tuple(make_layout(array, str(n)) for n, array in enumerate(arrays))
+    attributes = group["attributes"]
+    own, (multiscale,) = attributes["tilecodec"], attributes["ome"]["multiscales"]
+    _, size_y, size_x = multiscale["datasets"][0]["coordinateTransformations"][0]["scale"]
     return ContainerMetadata(
-        name=name,
-        levels=tuple(read_layout(store.under(path), path, where) for path in paths),
-        complete=complete,
-        model_alias=str(own.get("model", "")),
-        pixel_size_um=size,
-        lossy_history=history,
-        properties=properties,
-        icc_profile=icc,
-        georeference=georeference,
-        fingerprint=str(own.get("fingerprint", "")),
+        name=multiscale.get("name", ""),
+        levels=levels,
+        complete=own["complete"],
+        model_alias=own["model"],
+        pixel_size_um=(float(size_y), float(size_x)) if multiscale["axes"][1].get("unit") else None,
+        lossy_history=tuple(own["lossy_history"]),
+        properties=own.get("properties", {}),
+        icc_profile=base64.b64decode(own["icc_profile"]) if "icc_profile" in own else None,
+        georeference=_georeference(attributes),
+        fingerprint=own["fingerprint"],
     )
 
 
+def read_group(
+    store: ByteStore, *, where: str, allow_incomplete: bool = False, limits: Limits = DEFAULT_LIMITS
+) -> dict[str, Any]:
+    """The group's document alone, checked; see :func:`read_metadata`, whose errors it raises."""
+    group = load_document(store, where, limits)
+    faults = group_faults(group, where, limits)
+    _raise_first(f for f in faults if not (allow_incomplete and isinstance(f, IncompleteContainerError)))
+    return group
+
+
+def is_complete(group: dict[str, Any]) -> bool:
+    """Whether a group's document says that everything of the container has been written."""
+    return group["attributes"]["tilecodec"]["complete"] is True
+
+
 def _georeference(attributes: dict[str, Any]) -> Georeference | None:
-    """What the ``spatial:`` and ``proj:`` attributes say; values of the wrong form raise TypeError or ValueError."""
+    """What the ``spatial:`` and ``proj:`` attributes say."""
     if "spatial:transform" not in attributes:
         return None
     a, b, c, d, e, f = (float(v) for v in attributes["spatial:transform"])
-    code, wkt = attributes.get("proj:code"), attributes.get("proj:wkt2")
-    epsg = int(code.removeprefix("EPSG:")) if isinstance(code, str) and code.startswith("EPSG:") else None
-    return Georeference(epsg=epsg, crs_wkt=wkt if isinstance(wkt, str) else None, transform=(a, b, c, d, e, f))
+    code = _EPSG.fullmatch(attributes.get("proj:code", ""))
+    return Georeference(
+        epsg=None if code is None else int(code[1]),
+        crs_wkt=attributes.get("proj:wkt2"),
+        transform=(a, b, c, d, e, f),
+    )
 
 
-def read_layout(store: ByteStore, path: str, where: str) -> LevelLayout:
-    """The layout of the level array that ``store`` points at."""
+def read_layout(store: ByteStore, path: str, where: str, limits: Limits = DEFAULT_LIMITS) -> LevelLayout:
+    """The layout of the level array that ``store`` points at.
+
+    Args:
+        store: the array.
+        path: its name in its group.
+        where: named in errors.
+        limits: what it may ask for at most.
+
+    Raises:
+        NotAContainerError: nothing there, or metadata that break the format's rules.
+        LimitError: it asks for more than the limits.
+    """
+    return make_layout(_read_array(store, path, where, limits, whole=True), path)
+
+
+def _read_array(store: ByteStore, path: str, where: str, limits: Limits, *, whole: bool) -> dict[str, Any]:
+    """A level array's document, checked. ``whole``: its container is complete."""
     where = f"{where}, level {path}"
-    array = _load(store, "zarr.json", where)
     try:
-        bands, height, width = array["shape"]
-        depth, side, side_x = array["chunk_grid"]["configuration"]["chunk_shape"]
-        (codec,) = array["codecs"]
-        name, configuration = codec["name"], codec["configuration"]
-        encoding = array["chunk_key_encoding"]
-        separator = encoding.get("configuration", {}).get("separator", "/")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise NotAContainerError(
-            "the level array's metadata are malformed", got=repr(error), where=where, reason="array-fields"
-        ) from error
-    if name != CODEC_NAME:
-        raise NotAContainerError(
-            "the level array uses another codec", got=name, expected=CODEC_NAME, where=where, reason="array-codec"
-        )
-    config = CodecConfiguration.from_dict(configuration, where)
-    sizes = (height, width, side, side_x)
-    if (
-        not all(isinstance(v, int) and 0 < v < 1 << 31 for v in sizes)
-        or (bands, depth) != (3, 3)
-        or side != side_x
-        or side % config.tile
-        or not 1 <= side // config.tile <= 16
-        or array.get("data_type") != "uint8"
-        or (encoding.get("name"), separator) != ("default", "/")
-    ):
-        raise NotAContainerError(
-            "the level array's shape, chunks or type break the format's rules",
-            got={k: array.get(k) for k in ("shape", "chunk_grid", "data_type", "chunk_key_encoding")},
-            expected="uint8 (3, H, W) in square chunks of 1 to 16 tiles a side",
-            where=where,
-            reason="array-geometry",
-        )
-    grid = TileGrid(height, width, config.tile, config.stride)
-    return LevelLayout(path=path, grid=grid, chunk_tiles=side // config.tile, codec=config)
+        array = load_document(store, where, limits)
+    except ContainerError as error:
+        if whole or error.reason != "no-metadata":
+            raise
+        raise IncompleteContainerError("the container's encoder has not come to this level", where=where) from error
+    _raise_first(array_faults(array, where, limits))
+    return array
+
+
+def make_layout(array: dict[str, Any], path: str) -> LevelLayout:
+    """The layout that a level array's document describes; the document has no faults."""
+    codec = CodecConfiguration(**array["codecs"][0]["configuration"])
+    _, height, width = array["shape"]
+    side = array["chunk_grid"]["configuration"]["chunk_shape"][1]
+    grid = TileGrid(height, width, codec.tile, codec.stride)
+    return LevelLayout(path=path, grid=grid, chunk_tiles=side // codec.tile, codec=codec)
+
+
+def _raise_first(faults: Iterable[ContainerError]) -> None:
+    for fault in faults:
+        raise fault
 
 
 def _dump(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def _load(store: ByteStore, key: str, where: str) -> dict[str, Any]:
-    data = store.get(key)
-    if data is None:
-        raise NotAContainerError("no zarr.json there", where=where, reason="no-metadata")
-    try:
-        value = json.loads(data)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise NotAContainerError("zarr.json is not JSON", got=str(error), where=where, reason="not-json") from error
-    if not isinstance(value, dict) or value.get("zarr_format") != 3:
-        raise NotAContainerError(
-            "zarr.json is not Zarr v3 metadata", expected="zarr_format 3", where=where, reason="not-zarr"
-        )
-    return value
 
 
 __all__ = [
@@ -349,6 +312,9 @@ __all__ = [
     "LevelLayout",
     "array_json",
     "group_json",
+    "is_complete",
+    "make_layout",
+    "read_group",
     "read_layout",
     "read_metadata",
 ]

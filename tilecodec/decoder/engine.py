@@ -12,9 +12,11 @@ from tilecodec.blend import axis_weights
 from tilecodec.container.chunk import TileState
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
-from tilecodec.decoder.tiles import BoundedCache, DecodedTile, TileFetcher, assemble
+from tilecodec.decoder.cache import BoundedCache
+from tilecodec.decoder.tiles import DecodedTile, TileFetcher, assemble
 from tilecodec.entropy.model import CodecModel
 from tilecodec.errors import RegionError
+from tilecodec.limits import DEFAULT_LIMITS, Limits
 from tilecodec.tiles import TilePosition
 
 
@@ -25,9 +27,17 @@ class LevelDecoder:
     is read, in which order, or through which cache.
     """
 
-    def __init__(self, store: ByteStore, layout: LevelLayout, model: CodecModel, *, cache_bytes: int) -> None:
+    def __init__(
+        self,
+        store: ByteStore,
+        layout: LevelLayout,
+        model: CodecModel,
+        *,
+        cache_bytes: int,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
         self.layout, self.model = layout, model
-        self.fetcher = TileFetcher(store, layout, model, cache_bytes=max(cache_bytes, 16 << 20))
+        self.fetcher = TileFetcher(store, layout, model, cache_bytes=max(cache_bytes, 16 << 20), limits=limits)
         self._windows: BoundedCache[TilePosition, NDArray[np.uint8]] = BoundedCache(cache_bytes)
         self._network_lock = threading.Lock()
 

@@ -1,0 +1,152 @@
+"""Reading tiles: from a level's store to checked payloads, before any symbol is decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tilecodec.container.chunk import ChunkIndex, TileEntry, TileState, index_bytes, parse_index
+from tilecodec.container.metadata import LevelLayout
+from tilecodec.container.store import ByteStore
+from tilecodec.decoder.cache import BoundedCache
+from tilecodec.entropy.payload import TilePayload, parse_payload
+from tilecodec.errors import CorruptTileError, LostTileError, NotAContainerError, TileLimitError
+from tilecodec.limits import DEFAULT_LIMITS, Limits
+from tilecodec.tiles import TilePosition
+
+if TYPE_CHECKING:
+    from tilecodec.entropy.model import CodecModel
+
+BLACK = (0, 0, 0)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class StoredTile:
+    """A tile as its container holds it."""
+
+    at: TilePosition
+    state: TileState
+    """CODED, EMPTY or NODATA."""
+    colour: tuple[int, int, int]
+    """R, G, B of an empty tile; black for others."""
+    payload: TilePayload | None
+    """Of a coded tile, its bytes checked, its symbols not decoded; None for others."""
+
+
+class TileReader:
+    """Tiles of one level, each by two range reads. Safe to use from several threads."""
+
+    def __init__(self, store: ByteStore, layout: LevelLayout, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._store, self.layout, self._limits = store, layout, limits
+        self._indexes: BoundedCache[tuple[int, int], ChunkIndex] = BoundedCache(1 << 20)
+
+    def index(self, chunk: tuple[int, int], where: str) -> ChunkIndex:
+        """A chunk's index.
+
+        Args:
+            chunk: its row and column.
+            where: named in errors.
+
+        Raises:
+            LostTileError: the chunk is absent.
+            CorruptTileError: its index fails a check.
+        """
+        found = self._indexes.get(chunk)
+        if found is None:
+            rows, cols = self.layout.tiles_of(*chunk)
+            data = self._store.get_range(self.layout.key(*chunk), 0, index_bytes(rows, cols))
+            if data is None:
+                raise LostTileError("a chunk is absent", where=where, reason="chunk-absent")
+            found = parse_index(data, rows, cols, where)
+            self._indexes.put(chunk, found, 64 * len(found.entries))
+        return found
+
+    def entry(self, at: TilePosition) -> TileEntry:
+        """A tile's entry in its chunk's index, with the errors of :meth:`index`, which name the tile."""
+        chunk, n = self.layout.chunk_of(at), self.layout.chunk_tiles
+        where = f"{self.layout.where_chunk(chunk)}, tile row {at.row}, column {at.col}"
+        return self.index(chunk, where).entry(at.row - chunk[0] * n, at.col - chunk[1] * n)
+
+    def read(self, at: TilePosition) -> StoredTile:
+        """A tile, its bytes checked.
+
+        Raises:
+            LostTileError: it is absent.
+            CorruptTileError: its bytes fail a check.
+            TileLimitError: it is larger than the limits.
+        """
+        entry, where = self.entry(at), self.layout.where(at)
+        if entry.state is TileState.LOST:
+            raise LostTileError("a tile is marked as lost", where=where, reason="tile-lost")
+        if entry.state is TileState.EMPTY and entry.length != 3:
+            raise CorruptTileError(
+                "an empty tile needs one colour",
+                got=entry.length,
+                expected="3 bytes",
+                where=where,
+                reason="empty-colour",
+            )
+        self._limits.check("payload_bytes", entry.length, where, TileLimitError)
+        data = self._bytes(at, entry, where) if entry.length else b""
+        if entry.state is TileState.CODED:
+            return StoredTile(at, entry.state, BLACK, self._payload(at, data, where))
+        colour = (data[0], data[1], data[2]) if entry.state is TileState.EMPTY else BLACK
+        return StoredTile(at, entry.state, colour, None)
+
+    def _bytes(self, at: TilePosition, entry: TileEntry, where: str) -> bytes:
+        data = self._store.get_range(self.layout.key(*self.layout.chunk_of(at)), entry.offset, entry.length)
+        if data is None or len(data) != entry.length:
+            raise CorruptTileError(
+                "the chunk is cut short",
+                got=0 if data is None else len(data),
+                expected=f"{entry.length} bytes at offset {entry.offset}",
+                where=where,
+                reason="chunk-length",
+            )
+        return data
+
+    def _payload(self, at: TilePosition, data: bytes, where: str) -> TilePayload:
+        payload = parse_payload(data, where)
+        true = self.layout.grid.true_core(at)
+        if (payload.height, payload.width) != (true.height, true.width):
+            raise CorruptTileError(
+                "the payload is of another size than its place",
+                got=(payload.height, payload.width),
+                expected=(true.height, true.width),
+                where=where,
+                reason="payload-size",
+            )
+        if not 1 <= payload.quality <= 100:
+            raise CorruptTileError(
+                "the payload states an impossible quality",
+                got=payload.quality,
+                expected="1 to 100",
+                where=where,
+                reason="payload-quality",
+            )
+        return payload
+
+
+def check_model(layout: LevelLayout, model: CodecModel, limits: Limits) -> None:
+    """Whether a level's tiles can be decoded with a model, within the limits.
+
+    Raises:
+        NotAContainerError: the container states another stride than the model has.
+        LimitError: the model has more channels, or a tile of the level more symbols, than the limits.
+    """
+    where, config = f"level {layout.path}", model.config
+    if layout.codec.stride != config.z_stride:
+        raise NotAContainerError(
+            "the container's stride is not its model's",
+            got=layout.codec.stride,
+            expected=config.z_stride,
+            where=where,
+            reason="codec-values",
+        )
+    code, hyper = config.codec.y_channels, config.codec.z_channels
+    limits.check("channels", max(code, hyper), where)
+    core = layout.grid.core(TilePosition(0, 0))  # no tile is larger than the first
+    positions = (core.height // config.y_stride) * (core.width // config.y_stride)
+    limits.check(
+        "symbols", positions * code + (core.height // config.z_stride) * (core.width // config.z_stride) * hyper, where
+    )
