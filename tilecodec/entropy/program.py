@@ -71,6 +71,11 @@ class Layer:
     """(O,)."""
     shift: NDArray[np.uint8]
     """(O,), 0 to 30."""
+    exponent: NDArray[np.int8] | None = None
+    """(O,): a weight stands for the real number ``weight 2^-exponent``. Informative: not needed to evaluate."""
+    input_bits: int | None = None
+    """The input counts in steps of ``2^-input_bits``, so a bias stands for ``bias 2^-(exponent + input_bits)``.
+    Informative likewise."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -117,6 +122,11 @@ class Program:
         out: dict[str, NDArray[Any]] = {"z_median": self.z_median, "rows": self.rows}
         for name, layer in self.layers.items():
             out |= {f"{name}.weight": layer.weight, f"{name}.bias": layer.bias, f"{name}.shift": layer.shift}
+            if layer.exponent is not None and layer.input_bits is not None:
+                out |= {
+                    f"{name}.exponent": layer.exponent,
+                    f"{name}.input_bits": np.array([layer.input_bits], np.uint8),
+                }
         return out | {f"lut.{name}": table for name, table in self.tables.items()}
 
 
@@ -233,7 +243,10 @@ def _layer(tensors: Mapping[str, NDArray[Any]], name: str) -> Layer:
     if (shift > MAX_SHIFT).any() or (reach + half > SUM_LIMIT).any():
         expected = f"sums up to {SUM_LIMIT}"
         raise ModelError("a layer's sums may leave 32 bits", expected=expected, where=f"integer.{name}")
-    return Layer(weight, bias, shift)
+    if f"{name}.exponent" not in tensors:
+        return Layer(weight, bias, shift)
+    exponent = _array(tensors, f"{name}.exponent", np.int8, count)
+    return Layer(weight, bias, shift, exponent, int(_array(tensors, f"{name}.input_bits", np.uint8, (1,))[0]))
 
 
 def _check_registers(

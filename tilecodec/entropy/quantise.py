@@ -114,6 +114,30 @@ def quantise(
     )
 
 
+@torch.inference_mode()
+def restore(codec: LatentCodec, program: Program) -> None:
+    """Gives a float network the real weights that a program's integers stand for: what the program rounds.
+
+    Args:
+        codec: its entropy part is overwritten, the rest left alone.
+        program: of the same config, with exponents.
+    """
+    layers = entropy_layers(codec)
+    for name, conv in layers.items():
+        head = name.startswith("adapter_out.") and name not in program.layers  # kept as its two halves
+        prefix = name.rsplit(".branch1.", 1)[0]
+        parts = [program.layers[f"{prefix}.{k}"] for k in ("mean", "scale")] if head else [program.layers[name]]
+        weights, biases = [], []
+        for part in parts:
+            if part.exponent is None or part.input_bits is None:
+                raise ModelError("the program does not say what its integers stand for", where=f"integer.{name}")
+            step = np.exp2(-part.exponent.astype(np.float64))
+            weights.append(part.weight * step[:, None, None, None])
+            biases.append(part.bias * step * 2.0**-part.input_bits)
+        conv.weight.copy_(torch.from_numpy(np.concatenate(weights)))
+        _bias(conv).copy_(torch.from_numpy(np.concatenate(biases)))
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class _Value:
     """A register together with its real values on a calibration tile."""
@@ -197,7 +221,13 @@ class _Writer:
         bias = torch.round(conv.bias.double() * torch.exp2(exponent.double() + self.bits[x.kind]))
         room = SUM_LIMIT - weight.double().abs().sum((1, 2, 3)) * REACH - 2**MAX_SHIFT / 64
         bias = torch.minimum(torch.maximum(bias, -room), room)
-        self.layers[name] = Layer(weight.numpy(), bias.int().numpy(), shift.to(torch.uint8).numpy())
+        self.layers[name] = Layer(
+            weight.numpy(),
+            bias.int().numpy(),
+            shift.to(torch.uint8).numpy(),
+            exponent.to(torch.int8).numpy(),
+            self.bits[x.kind],
+        )
         return self.emit("depthwise" if conv.groups > 1 else "conv", [x], out, name)
 
     def table(self, x: _Value, out: _Value, name: str, function: Callable[[Tensor], Tensor]) -> _Value:
