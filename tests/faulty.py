@@ -41,6 +41,8 @@ class Fault:
     metadata, found when the container is opened."""
     deep: bool = False
     """Found only by decoding symbols."""
+    unread: bool = False
+    """Found only by a check of the whole container."""
     name: str = ""
 
     def __str__(self) -> str:
@@ -266,6 +268,7 @@ FAULTS = [
     chunk("index-shape", flip(5)),
     chunk("index-crc", flip(9)),
     chunk("chunk-length", lambda raw: raw[: index_bytes(2, 2) + 5]),
+    replace(chunk("chunk-rest", lambda raw: raw + b"more"), unread=True),
     tile("index-state", lambda _: (4, b"")),
     tile("tile-lost", lambda _: (TileState.LOST, b"")),
     tile("empty-colour", lambda _: (TileState.EMPTY, b"rgba")),

@@ -31,6 +31,7 @@ COMPOSERS = (
     "encoder",
     "decoder",
     "zarr_codec",
+    "validation",
     "cli",
     "progress",
     "demo",

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     )
     from tilecodec.config import DecodeOptions, EncodeOptions
     from tilecodec.entropy.model import CodecModel, load_model
-    from tilecodec.errors import TileCodecError
+    from tilecodec.errors import Problem, TileCodecError
     from tilecodec.limits import Limits
+    from tilecodec.validation import ValidationReport, validate
 
 __version__ = "0.1.0"
 
@@ -48,8 +49,9 @@ _HOMES = {
     ),
     "tilecodec.config": ("DecodeOptions", "EncodeOptions"),
     "tilecodec.entropy.model": ("CodecModel", "load_model"),
-    "tilecodec.errors": ("TileCodecError",),
+    "tilecodec.errors": ("Problem", "TileCodecError"),
     "tilecodec.limits": ("Limits",),
+    "tilecodec.validation": ("ValidationReport", "validate"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -58,6 +60,7 @@ __all__ = [  # noqa: RUF022  # grouped by use
     "decode",
     "open",
     "info",
+    "validate",
     "load_model",
     "EncodeOptions",
     "DecodeOptions",
@@ -66,6 +69,8 @@ __all__ = [  # noqa: RUF022  # grouped by use
     "DecodeReport",
     "ContainerInfo",
     "LevelInfo",
+    "ValidationReport",
+    "Problem",
     "Progress",
     "Image",
     "Level",

@@ -42,12 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a file's name must not be what a message fails on
             stream.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], None] = arguments.command
+    command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         with warnings.catch_warnings(), _tidy_when_terminated():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")
-            command(arguments)
+            code = command(arguments)
         sys.stdout.flush()
     except TileCodecError as error:
         return _complain(str(error), error.exit_code)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(": ".join(str(part) for part in (error.strerror or error, error.filename) if part), _STORAGE)
     except MemoryError:
         return _complain("out of memory", 1)
-    return 0
+    return code
 
 
 @contextlib.contextmanager
@@ -90,7 +90,7 @@ def _complain(message: str, code: int) -> int:
 # --- commands
 
 
-def _encode(arguments: argparse.Namespace) -> None:
+def _encode(arguments: argparse.Namespace) -> int:
     options = {
         "model": arguments.model,
         "quality": _number("--quality", arguments.quality),
@@ -119,9 +119,10 @@ def _encode(arguments: argparse.Namespace) -> None:
         *_effort(report.seconds, report.megapixels_per_second, report.peak_memory_bytes),
     ]
     _show(arguments, report.to_dict(), rows)
+    return 0
 
 
-def _decode(arguments: argparse.Namespace) -> None:
+def _decode(arguments: argparse.Namespace) -> int:
     region = None if arguments.region is None else parse_region(arguments.region)
     level = _integer("--level", arguments.level)
     device = _device(arguments.device)
@@ -145,9 +146,10 @@ def _decode(arguments: argparse.Namespace) -> None:
         *_effort(report.seconds, report.megapixels_per_second, report.peak_memory_bytes),
     ]
     _show(arguments, report.to_dict(), rows)
+    return 0
 
 
-def _info(arguments: argparse.Namespace) -> None:
+def _info(arguments: argparse.Namespace) -> int:
     from tilecodec import api
 
     info = api.info(arguments.source)
@@ -170,14 +172,35 @@ def _info(arguments: argparse.Namespace) -> None:
         rows.append((f"level {level.path}", about))
     rows += sorted(info.properties.items())
     _show(arguments, info.to_dict(), rows)
+    return 0
 
 
-def _demo(arguments: argparse.Namespace) -> None:
+def _validate(arguments: argparse.Namespace) -> int:
+    from tilecodec.progress import progress_bar
+    from tilecodec.validation import validate
+
+    with progress_bar("checking", quiet=arguments.quiet) as progress:
+        report = validate(arguments.source, arguments.deep, model=arguments.model, progress=progress)
+    checked = f"{_count(report.levels, 'level')}, {_count(report.chunks, 'chunk')}, {_count(report.tiles, 'tile')}"
+    rows = [
+        ("container", report.path),
+        ("in order", checked + (f", symbols of {_count(report.decoded_tiles, 'tile')}" if report.deep else "")),
+        ("problems", f"{report.problem_count:,}"),
+        *((problem.reason, problem.message) for problem in report.problems),
+    ]
+    _show(arguments, report.to_dict(), rows)
+    if any(problem.reason == "storage" for problem in report.problems):
+        return _STORAGE
+    return 0 if report.ok else 1
+
+
+def _demo(arguments: argparse.Namespace) -> int:
     size = _integer("--size", arguments.size)
     from tilecodec.demo import run_demo
 
     report = run_demo(arguments.out, size=size, quiet=arguments.quiet, say=_say(arguments))
     _show(arguments, report.to_dict(), report.rows())
+    return 0
 
 
 # --- arguments
@@ -196,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     device = argparse.ArgumentParser(add_help=False)
     device.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], about: str, *parents: Any) -> Any:
+    def command(name: str, run: Callable[[argparse.Namespace], int], about: str, *parents: Any) -> Any:
         added = commands.add_parser(name, help=about, description=about, parents=[*parents, common], allow_abbrev=False)
         added.set_defaults(command=run)
         return added
@@ -222,6 +245,11 @@ def _parser() -> argparse.ArgumentParser:
 
     info = command("info", _info, "Tell what a container holds.")
     info.add_argument("source", metavar="SRC.zarr", help="the container")
+
+    check = command("validate", _validate, "Check a container: metadata, presence, checksums.", quiet)
+    check.add_argument("source", metavar="SRC.zarr", help="the container")
+    check.add_argument("--deep", action="store_true", help="decode the symbols of every tile as well")
+    check.add_argument("--model", metavar="NAME|PATH", help="the model, where it is not found by its hash")
 
     demo = command("demo", _demo, "Draw a landscape, encode and decode it, measure, and show both side by side.", quiet)
     demo.add_argument("--size", default="4096", metavar="N", help="side of the landscape in pixels (default: 4096)")

@@ -67,6 +67,25 @@ class TileReader:
         where = f"{self.layout.where_chunk(chunk)}, tile row {at.row}, column {at.col}"
         return self.index(chunk, where).entry(at.row - chunk[0] * n, at.col - chunk[1] * n)
 
+    def check_chunk(self, chunk: tuple[int, int]) -> int:
+        """The bytes of a chunk, its index read, its tiles not.
+
+        Raises:
+            LostTileError, CorruptTileError: see :meth:`index`; and where the chunk goes on after its last payload.
+        """
+        where = self.layout.where_chunk(chunk)
+        last = self.index(chunk, where).entries[-1]
+        size = self._store.size(self.layout.key(*chunk))
+        if size > last.offset + last.length:
+            raise CorruptTileError(
+                "the chunk goes on after its last payload",
+                got=size,
+                expected=last.offset + last.length,
+                where=where,
+                reason="chunk-rest",
+            )
+        return size
+
     def read(self, at: TilePosition) -> StoredTile:
         """A tile, its bytes checked.
 

@@ -1,0 +1,188 @@
+"""Checking a whole container: every problem is listed, with its place and reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import faulty
+import pytest
+import tiny
+
+import tilecodec
+from tilecodec import Limits, cli, validation
+from tilecodec.container.chunk import TileState
+from tilecodec.errors import Problem, StorageError
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("finished") / "p.zarr"
+    faulty.make(path)
+    return path
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "p.zarr"))
+
+
+def reasons(path: Path, **options: object) -> list[str]:
+    return [problem.reason for problem in tilecodec.validate(path, **options).problems]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_sound_container_has_no_problem(finished: Path, deep: bool) -> None:
+    seen = []
+    report = tilecodec.validate(finished, deep, progress=seen.append)
+    assert (report.ok, report.problem_count, report.problems) == (True, 0, ())
+    assert (report.levels, report.chunks, report.tiles) == (2, 5, 13)
+    assert report.decoded_tiles == (13 if deep else 0)
+    assert report.bytes == sum(f.stat().st_size for f in finished.rglob("*") if f.is_file() and f.name != "zarr.json")
+    assert [p.pixels_done for p in seen] == sorted(p.pixels_done for p in seen)
+    assert seen[-1].pixels_done == seen[-1].pixels_total == 300 * 290 + 150 * 145
+    assert json.loads(report.to_json())["complete"]
+
+
+@pytest.mark.parametrize("fault", faulty.FAULTS, ids=str)
+def test_a_fault_is_a_problem_with_its_reason(fault: faulty.Fault, copy: Path) -> None:
+    fault.damage(copy)
+    report = tilecodec.validate(copy, fault.deep)
+    found = [problem.reason for problem in report.problems]
+    assert fault.reason in found
+    assert not report.ok
+    assert report.problem_count == len(found)
+    if fault.tile:
+        assert set(found) == {fault.reason}
+        assert all("level 0" in problem.where for problem in report.problems)
+    json.loads(report.to_json())
+
+
+def test_all_problems_are_listed(copy: Path) -> None:
+    faulty.edit(
+        copy / "zarr.json",
+        lambda v: (
+            v["attributes"]["tilecodec"].update(model=3, fingerprint=None),
+            v["attributes"]["ome"].update(version="0.4"),
+        ),
+    )
+    faulty.edit(copy / "1" / "zarr.json", lambda v: (v.update(fill_value=7, dimension_names=[]), v["codecs"].clear()))
+    (copy / "0/c/0/1/0").unlink()
+    faulty.repack(
+        copy / faulty.CHUNK,
+        {0: lambda _: (TileState.LOST, b""), 1: faulty.wrong_symbols, 3: lambda raw: (TileState.CODED, raw[:-4])},
+    )
+    report = tilecodec.validate(copy, deep=True)
+    assert sorted((p.reason, p.where.removeprefix(str(copy))) for p in report.problems) == [
+        ("array-fields", ", level 1"),
+        ("chunk-absent", "level 0, chunk c/0/1/0"),
+        ("group-fields", ""),
+        ("group-fields", ""),
+        ("group-ome", ""),
+        ("payload-crc", "level 0, tile row 1, column 1"),
+        ("symbol-check", "level 0, tile row 0, column 1"),
+        ("tile-lost", "level 0, tile row 0, column 0"),
+    ]
+    assert (report.levels, report.chunks, report.tiles, report.decoded_tiles) == (1, 3, 5, 4)
+
+
+def test_symbols_are_looked_at_on_demand_only(copy: Path) -> None:
+    faulty.repack(copy / faulty.CHUNK, {0: faulty.wrong_symbols})
+    assert reasons(copy) == []
+    assert reasons(copy, deep=True) == ["symbol-check"]
+
+
+def test_an_unfinished_container_is_one_problem(copy: Path) -> None:
+    faulty.edit(copy / "zarr.json", lambda v: v["attributes"]["tilecodec"].update(complete=False))
+    (copy / faulty.CHUNK).unlink()
+    shutil.rmtree(copy / "1")
+    report = tilecodec.validate(copy)
+    assert [p.reason for p in report.problems] == ["incomplete"]
+    assert not report.complete
+    assert report.chunks == 3
+
+
+def test_limits_are_kept(finished: Path) -> None:
+    assert reasons(finished, limits=Limits(tiles=4)) == ["limit-tiles"]
+    assert reasons(finished, limits=Limits(levels=1)) == ["limit-levels"]
+    assert reasons(finished, limits=Limits(payload_bytes=1)) == ["limit-payload-bytes"] * 13
+    assert reasons(finished, deep=True, limits=Limits(symbols=1)) == ["limit-symbols"]
+
+
+def test_a_model_that_is_not_there_is_a_problem(copy: Path, tmp_path: Path) -> None:
+    for level in ("0", "1"):
+        faulty.edit(
+            copy / level / "zarr.json", lambda v: v["codecs"][0]["configuration"].update(model="sha256:" + "0" * 64)
+        )
+    assert reasons(copy) == []
+    assert reasons(copy, deep=True) == ["unknown-model"]
+    assert reasons(copy, deep=True, model=tiny.tiny_model()) == ["model-hash"]
+
+
+def test_more_problems_than_are_listed_are_counted(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "LISTED", 2)
+    for key in copy.glob("*/c/0/*/*"):
+        key.unlink()
+    report = tilecodec.validate(copy)
+    assert (report.problem_count, len(report.problems)) == (5, 2)
+
+
+def test_a_store_that_fails(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(StorageError):
+        tilecodec.validate(tmp_path / "missing")
+    (copy / faulty.CHUNK).unlink()
+    (copy / faulty.CHUNK).mkdir()
+    report = tilecodec.validate(copy)
+    assert [p.reason for p in report.problems] in (["storage"], ["chunk-absent"])
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def run(*argv: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.main(["validate", *map(str, argv)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command(copy: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = run(copy, "--deep")
+    assert (code, err) == (0, "")
+    assert "symbols of 13 tiles" in out
+    assert run(copy, "--quiet") == (0, "", "")
+    faulty.repack(copy / faulty.CHUNK, {0: lambda _: (TileState.LOST, b""), 1: faulty.wrong_symbols})
+    code, out, err = run(copy)
+    assert (code, err) == (1, "")
+    assert "tile-lost" in out
+    assert "tile row 0, column 0" in out
+    code, out, err = run(copy, "--json", "--deep")
+    assert (code, err) == (1, "")
+    report = json.loads(out)
+    assert set(report) == {*tilecodec.ValidationReport.__dataclass_fields__, "ok"}
+    assert sorted(p["reason"] for p in report["problems"]) == ["symbol-check", "tile-lost"]
+    assert set(report["problems"][0]) == set(Problem.__dataclass_fields__)
+    code, out, err = run(tmp_path / "missing")
+    assert (code, out) == (3, "")
+    (tmp_path / "empty").mkdir()
+    assert run(tmp_path / "empty")[0] == 1
+
+
+def test_a_store_that_fails_in_part_is_exit_3(
+    copy: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tilecodec.container.store import ByteStore
+
+    size = ByteStore.size
+
+    def fail(self: ByteStore, key: str) -> int:
+        if key.endswith("1/1"):
+            raise StorageError("no such sector", where=key)
+        return size(self, key)
+
+    monkeypatch.setattr(ByteStore, "size", fail)
+    code, out, _ = run(copy)
+    assert code == 3
+    assert "no such sector" in out
