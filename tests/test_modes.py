@@ -15,6 +15,7 @@ import zarr
 import tilecodec
 from tilecodec.decoder.reference import decode_reference
 from tilecodec.encoder import level_sizes
+from tilecodec.entropy.codec import SingleThreadPool
 from tilecodec.tiles.cut import halve
 
 
@@ -126,7 +127,26 @@ def test_batches_of_pixels_do_not_depend_on_the_threads(containers: dict[str, Pa
             seen.append(tilecodec.open(containers["photo"], precision="bf16", cache_bytes=0)[...])
     finally:
         torch.set_num_threads(before)
-    assert np.abs(seen[0].astype(int) - seen[1]).max() <= 1
+    np.testing.assert_array_equal(seen[0], seen[1])
+
+
+def test_workers_compute_on_one_thread() -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        pool = SingleThreadPool()
+
+        def threads() -> int:
+            torch.ones(8, 8) @ torch.ones(8, 8)
+            return torch.get_num_threads()
+
+        assert 1 <= pool.workers <= 2
+        assert {pool.submit(threads).result() for _ in range(8)} == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_pyramid_is_made_of_two_by_two_means(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,17 @@ from tilecodec.errors import StorageError
 from tilecodec.tiles import TilePosition, Window
 from tilecodec.tiles.cut import Readable, halve, read_padded
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Report = Callable[["ChunkDone"], None]
 
 ANALYSIS_SIDE = 2048
 """Tiles are analysed together in windows of about this side: the halo is paid once for all of them."""
+
+
+MOST_CHUNKS = 8
+"""So many chunks at most are coded at a time, however many cores there are: each takes some hundred megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,21 @@ class ChunkDone:
     payload_bytes: int
     tiles: int
     empty_tiles: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Chunk:
+    """A chunk that is being coded."""
+
+    key: str
+    rows: int
+    cols: int
+    pixels: int
+    positions: list[TilePosition]
+    empty: dict[TilePosition, bytes]
+    """Tiles of one colour, and it."""
+    groups: list[Future[dict[TilePosition, Future[bytes]]]]
+    """The other tiles' payloads to come."""
 
 
 class RollingRows:
@@ -91,11 +113,12 @@ class LevelEncoder:
         store: ByteStore,
         model: CodecModel,
         above: LevelEncoder | None,
+        line: AssemblyLine,
         *,
         skip_present: bool,
         done: Report,
     ) -> None:
-        self._pixels, self.layout, self._store, self._model = pixels, layout, store, model
+        self._pixels, self.layout, self._store, self._model, self._line = pixels, layout, store, model, line
         self._above, self._skip_present, self._done = above, skip_present, done
         self._next_row = 0
 
@@ -112,22 +135,16 @@ class LevelEncoder:
                 self._above.advance(-(-bottom // 2))
 
     def _encode_row(self, row: int) -> None:
-        with ThreadPoolExecutor(1, thread_name_prefix="tilecodec-source") as reader:
-            waiting: deque[_Chunk] = deque()
-            ahead = reader.submit(self._read, row, 0)
-            for col in range(self.layout.chunk_cols):
-                block = ahead.result()
-                if col + 1 < self.layout.chunk_cols:
-                    ahead = reader.submit(self._read, row, col + 1)
-                if self._above is not None:
-                    self._feed(row, col, block)
-                chunk = self._encode_chunk(row, col, block)
-                if chunk is not None:
-                    waiting.append(chunk)
-                if len(waiting) > 1:
-                    self._write(waiting.popleft())
-            while waiting:
-                self._write(waiting.popleft())
+        ahead = self._line.read(self._read, row, 0)
+        for col in range(self.layout.chunk_cols):
+            block = ahead.result()
+            if col + 1 < self.layout.chunk_cols:
+                ahead = self._line.read(self._read, row, col + 1)
+            if self._above is not None:
+                self._feed(row, col, block)
+            chunk = self._encode_chunk(row, col, block)
+            if chunk is not None:
+                self._line.put(self, chunk)
 
     def _window(self, row: int, col: int) -> tuple[Window, Window]:
         """A chunk's own pixels, and those with the halo, both in the padded picture."""
@@ -147,8 +164,8 @@ class LevelEncoder:
         assert isinstance(self._above._pixels, RollingRows)
         self._above._pixels.write(core.y0 // 2, core.x0 // 2, halve(own))
 
-    def _encode_chunk(self, row: int, col: int, block: NDArray[np.uint8]) -> _Chunk | None:
-        """Analyses the chunk's tiles; their entropy coding goes on in the background."""
+    def _encode_chunk(self, row: int, col: int, block: NDArray[np.uint8]) -> Chunk | None:
+        """Starts coding a chunk; None where that is done already."""
         layout, grid = self.layout, self.layout.grid
         key = layout.key(row, col)
         rows, cols = layout.tiles_of(row, col)
@@ -157,22 +174,24 @@ class LevelEncoder:
         if self._skip_present and self._store.exists(key):
             self._done(ChunkDone(pixels, self._store.size(key), 0, rows * cols, 0))
             return None
-        tiles: dict[TilePosition, Future[bytes] | bytes] = {}
         first = TilePosition(row * layout.chunk_tiles, col * layout.chunk_tiles)
         positions = [TilePosition(first.row + r, first.col + c) for r in range(rows) for c in range(cols)]
         origin = self._window(row, col)[1]
+        empty: dict[TilePosition, bytes] = {}
         for at in positions:
             mine = _part(block, origin, grid.true_core(at))
-            if (mine == mine[0, 0]).all():
-                tiles[at] = mine[0, 0].tobytes()
-        for group in _groups(positions, first, max(1, ANALYSIS_SIDE // grid.tile)):
-            if any(at not in tiles for at in group):
-                tiles |= self._encode_group(block, origin, [at for at in group if at not in tiles])
-        return _Chunk(key, rows, cols, pixels, [tiles[at] for at in positions])
+            if (mine[0] == mine[0, 0]).all() and (mine == mine[0, 0]).all():
+                empty[at] = mine[0, 0].tobytes()
+        groups = []
+        for near in _groups(positions, first, max(1, ANALYSIS_SIDE // grid.tile)):
+            group = [at for at in near if at not in empty]
+            if group:
+                groups.append(POOL.submit(self._encode_group, block, origin, group))
+        return Chunk(key, rows, cols, pixels, positions, empty, groups)
 
     def _encode_group(
         self, block: NDArray[np.uint8], origin: Window, group: list[TilePosition]
-    ) -> dict[TilePosition, Future[bytes] | bytes]:
+    ) -> dict[TilePosition, Future[bytes]]:
         """Analyses neighbouring tiles in one window, then starts each one's entropy coding."""
         grid, stride = self.layout.grid, self._model.config.y_stride
         cores = [grid.core(at) for at in group]
@@ -186,30 +205,66 @@ class LevelEncoder:
         )
         pixels = np.ascontiguousarray(_part(block, origin, window))
         code = self._model.analyse(pixels, inside, self.layout.codec.quality)
-        coded: dict[TilePosition, Future[bytes] | bytes] = {}
+        coded: dict[TilePosition, Future[bytes]] = {}
         for at, core in zip(group, cores, strict=True):
             rows = slice((core.y0 - whole.y0) // stride, (core.y1 - whole.y0) // stride)
             cols = slice((core.x0 - whole.x0) // stride, (core.x1 - whole.x0) // stride)
-            y, z = self._model.hyper_analyse(code[:, rows, cols])
-            true = grid.true_core(at)
-            coded[at] = POOL.submit(self._payload, y, z, true.height, true.width)
+            coded[at] = POOL.submit(self._payload, code[:, rows, cols], grid.true_core(at))
         return coded
 
-    def _payload(self, y: object, z: object, height: int, width: int) -> bytes:
-        import torch
+    def _payload(self, code: Tensor, true: Window) -> bytes:
+        """Codes one tile."""
+        y, z = self._model.hyper_analyse(code)
+        quality = self.layout.codec.quality
+        payload = self._model.tile_codec.encode(y, z, quality=quality, height=true.height, width=true.width)
+        return payload.to_bytes()
 
-        assert isinstance(y, torch.Tensor)
-        assert isinstance(z, torch.Tensor)
-        codec = self._model.tile_codec
-        return codec.encode(y, z, quality=self.layout.codec.quality, height=height, width=width).to_bytes()
-
-    def _write(self, chunk: _Chunk) -> None:
-        tiles = [(TileState.EMPTY, t) if isinstance(t, bytes) else (TileState.CODED, t.result()) for t in chunk.tiles]
+    def write(self, chunk: Chunk) -> None:
+        """Puts a chunk into the store, waiting for what is not coded yet."""
+        coded = {at: future for group in chunk.groups for at, future in group.result().items()}
+        tiles = [
+            (TileState.EMPTY, chunk.empty[at]) if at in chunk.empty else (TileState.CODED, coded[at].result())
+            for at in chunk.positions
+        ]
         data = pack_chunk(chunk.rows, chunk.cols, tiles)
         self._store.set(chunk.key, data)
-        empty = sum(state is TileState.EMPTY for state, _ in tiles)
         payload = sum(len(t) for _, t in tiles)
-        self._done(ChunkDone(chunk.pixels, len(data), payload, len(tiles), empty))
+        self._done(ChunkDone(chunk.pixels, len(data), payload, len(tiles), len(chunk.empty)))
+
+
+class AssemblyLine:
+    """The chunks of all levels between reading and writing, a bounded number at a time."""
+
+    def __init__(self) -> None:
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="tilecodec-source")
+        self._waiting: deque[tuple[LevelEncoder, Chunk]] = deque()
+        self._limit = min(POOL.workers, MOST_CHUNKS) + 2
+
+    def read(self, call: Callable[[int, int], NDArray[np.uint8]], row: int, col: int) -> Future[NDArray[np.uint8]]:
+        """Reads a chunk's pixels in the background."""
+        return self._reader.submit(call, row, col)
+
+    def put(self, level: LevelEncoder, chunk: Chunk) -> None:
+        """Takes a chunk that is being coded; writes the oldest where there are too many."""
+        self._waiting.append((level, chunk))
+        while len(self._waiting) > self._limit:
+            self._write_oldest()
+
+    def finish(self) -> None:
+        """Writes all."""
+        while self._waiting:
+            self._write_oldest()
+
+    def close(self) -> None:
+        """Ends the reader. What is still being coded is forgotten."""
+        self._reader.shutdown(cancel_futures=True)
+        for _, chunk in self._waiting:
+            for group in chunk.groups:
+                group.cancel()
+
+    def _write_oldest(self) -> None:
+        level, chunk = self._waiting.popleft()
+        level.write(chunk)
 
 
 def _part(block: NDArray[np.uint8], origin: Window, window: Window) -> NDArray[np.uint8]:
@@ -223,18 +278,6 @@ def _groups(positions: list[TilePosition], first: TilePosition, side: int) -> li
     for at in positions:
         groups.setdefault(((at.row - first.row) // side, (at.col - first.col) // side), []).append(at)
     return list(groups.values())
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Chunk:
-    """A chunk whose tiles are being entropy coded."""
-
-    key: str
-    rows: int
-    cols: int
-    pixels: int
-    tiles: list[Future[bytes] | bytes]
-    """A payload to come, or the colour of an empty tile."""
 
 
 def encode_levels(
@@ -258,12 +301,7 @@ def encode_levels(
     """
     rolling: list[RollingRows] = []
     above: LevelEncoder | None = None
-    lock = threading.Lock()
-
-    def report(chunk: ChunkDone) -> None:
-        with lock:
-            done(chunk)
-
+    line = AssemblyLine()
     try:
         for layout in reversed(layouts[1:]):
             # a row of chunks, its halo on both sides, and what level below adds at a time
@@ -271,13 +309,15 @@ def encode_levels(
             rows = RollingRows(layout.grid.height, layout.grid.width, kept)
             rolling.append(rows)
             above = LevelEncoder(
-                rows, layout, store.under(layout.path), model, above, skip_present=skip_present, done=report
+                rows, layout, store.under(layout.path), model, above, line, skip_present=skip_present, done=done
             )
         first = LevelEncoder(
-            source, layouts[0], store.under(layouts[0].path), model, above, skip_present=skip_present, done=report
+            source, layouts[0], store.under(layouts[0].path), model, above, line, skip_present=skip_present, done=done
         )
         first.advance(layouts[0].grid.height)
+        line.finish()
     finally:
+        line.close()
         for rows in rolling:
             rows.close()
 

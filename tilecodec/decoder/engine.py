@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilecodec.blend import axis_weights
+from tilecodec.blend import Strips, axis_weights
 from tilecodec.container.chunk import TileState
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
 from tilecodec.decoder.cache import BoundedCache
 from tilecodec.decoder.tiles import DecodedTile, TileFetcher, assemble
+from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import CodecModel
 from tilecodec.errors import RegionError
 from tilecodec.limits import DEFAULT_LIMITS, Limits
@@ -23,8 +27,8 @@ from tilecodec.tiles import TilePosition
 class LevelDecoder:
     """Reads any region of a level. Safe to use from several threads.
 
-    The windows are fixed by the file and each is decoded on its own, so a region's pixels do not depend on what else
-    is read, in which order, or through which cache.
+    The windows are fixed by the file and each is decoded on its own, on one thread, so a region's pixels do not depend
+    on what else is read, in which order, or through which cache.
     """
 
     def __init__(
@@ -37,9 +41,18 @@ class LevelDecoder:
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.layout, self.model = layout, model
-        self.fetcher = TileFetcher(store, layout, model, cache_bytes=max(cache_bytes, 16 << 20), limits=limits)
+        self.fetcher = TileFetcher(
+            store, layout, model, cache_bytes=max(cache_bytes, self._rows_bytes()), limits=limits
+        )
         self._windows: BoundedCache[TilePosition, NDArray[np.uint8]] = BoundedCache(cache_bytes)
-        self._network_lock = threading.Lock()
+        self._pending: dict[TilePosition, Future[NDArray[np.uint8]]] = {}
+        self._lock = threading.Lock()
+
+    def _rows_bytes(self) -> int:
+        """Bytes of three rows of decoded tiles, which windows in order need, within reason."""
+        side = self.layout.grid.tile // self.model.config.y_stride
+        tile = 2 * self.model.config.codec.y_channels * side * side * self.model.dtype.itemsize
+        return min(max((3 * self.layout.grid.cols + 8) * tile, 16 << 20), 256 << 20)
 
     @property
     def height(self) -> int:
@@ -76,77 +89,83 @@ class LevelDecoder:
         grid, overlap = self.layout.grid, self.layout.codec.overlap
         tile_rows = grid.row_range(y0, y1, overlap)
         tile_cols = grid.col_range(x0, x1, overlap)
+        windows = self._windows_of(TilePosition(row, col) for row in tile_rows for col in tile_cols)
         carried: NDArray[np.uint32] | None = None
         for row in tile_rows:
-            core = grid.core(TilePosition(row, 0))
-            falls = row + 1 < grid.rows and core.y1 - overlap < y1
-            strip = self._strip(row, tile_cols, y0, y1, x0, x1)
-            window = grid.window(TilePosition(row, 0), overlap)
-            top = max(window.y0, y0)
+            core, window = grid.core(TilePosition(row, 0)), grid.window(TilePosition(row, 0), overlap)
+            top, bottom = max(window.y0, y0), min(window.y1, y1)
+            shared_below = row + 1 < grid.rows and core.y1 - overlap < y1
+            above_to = max(top, min(core.y0 + overlap, bottom)) if row > 0 else top
+            below_from = max(core.y1 - overlap, above_to) if shared_below else bottom
+            strips = Strips(grid, overlap, x0, x1, top, above_to, below_from, bottom)
+            for _ in tile_cols:
+                strips.add(*next(windows))
             weights = axis_weights(window.height, overlap, row > 0, row + 1 < grid.rows)[top - window.y0 :]
-            shared_above = max(0, min(core.y0 + overlap, y1) - top) if row > 0 else 0
-            below_from = max(core.y1 - overlap, top) if falls else min(core.y1, y1)
-            middle_from = top + shared_above
-            if shared_above:
-                mixed = strip[:shared_above].astype(np.uint32) * weights[:shared_above, None, None]
+            if above_to > top:
+                mixed = _weighted(strips.above, weights[: above_to - top])
                 if carried is not None:
                     mixed += carried
                 yield self._finish_band(_settle(mixed), top, x0)
-            if below_from > middle_from:
-                part = strip[middle_from - top : below_from - top]
-                yield self._finish_band(((part + np.uint32(128)) >> 8).astype(np.uint8), middle_from, x0)
-            carried = None
-            if falls:
-                begin = max(below_from, middle_from) - top
-                carried = strip[begin:].astype(np.uint32) * weights[begin : len(strip), None, None]
+            if below_from > above_to:
+                yield self._finish_band(strips.middle, above_to, x0)
+            carried = _weighted(strips.below, weights[below_from - top : bottom - top])
 
-    def _strip(self, row: int, tile_cols: range, y0: int, y1: int, x0: int, x1: int) -> NDArray[np.uint16]:
-        """A row of windows blended along x: uint16 (rows, x1 - x0, 3) in 1/256 grey levels, exact."""
-        grid, overlap = self.layout.grid, self.layout.codec.overlap
-        whole = grid.window(TilePosition(row, 0), overlap)
-        top, bottom = max(whole.y0, y0), min(whole.y1, y1)
-        strip = np.zeros((bottom - top, x1 - x0, 3), np.uint16)
-        for position, pixels in self._windows_of([TilePosition(row, col) for col in tile_cols]):
-            window = grid.window(position, overlap)
-            left, right = max(window.x0, x0), min(window.x1, x1)
-            weights = axis_weights(window.width, overlap, position.col > 0, position.col + 1 < grid.cols)
-            part = pixels[top - window.y0 : bottom - window.y0, left - window.x0 : right - window.x0]
-            strip[:, left - x0 : right - x0] += part * weights[left - window.x0 : right - window.x0, None]
-        return strip
+    def _windows_of(self, positions: Iterable[TilePosition]) -> Iterator[tuple[TilePosition, NDArray[np.uint8]]]:
+        """Decoded windows in order. The next ones' networks run ahead of the reader, and the entropy decoding of those
+        after them ahead of the networks."""
+        ahead = POOL.workers + 2
+        coming = iter(positions)
+        fetching: deque[tuple[TilePosition, NDArray[np.uint8] | dict[TilePosition, Callable[[], DecodedTile]]]] = (
+            deque()
+        )
+        running: deque[tuple[TilePosition, NDArray[np.uint8] | Future[NDArray[np.uint8]]]] = deque()
+        while True:
+            for position in itertools.islice(coming, ahead - len(fetching)):
+                found = self._windows.get(position)
+                fetching.append((position, self._requested(position) if found is None else found))
+            while fetching and len(running) < ahead:
+                position, tiles = fetching.popleft()
+                if isinstance(tiles, dict):
+                    running.append((position, self._begin(position, {at: wait() for at, wait in tiles.items()})))
+                else:
+                    running.append((position, tiles))
+            if not running:
+                return
+            position, window = running.popleft()
+            yield position, window.result() if isinstance(window, Future) else window
 
-    def _windows_of(self, positions: list[TilePosition]) -> Iterator[tuple[TilePosition, NDArray[np.uint8]]]:
-        """Decoded windows in order, with the entropy decoding of the next ones running ahead."""
-        ahead = 3
-        for n, position in enumerate(positions):
-            for later in positions[n : n + ahead]:
-                if self._windows.get(later) is None:
-                    for neighbour in self._needed(later):
-                        self.fetcher.request(neighbour)
-            yield position, self.window(position)
+    def _requested(self, at: TilePosition) -> dict[TilePosition, Callable[[], DecodedTile]]:
+        """The tiles that a window is made of, on their way."""
+        grid = self.layout.grid
+        return {
+            near: self.fetcher.request(near) for near in (grid.neighbours(at) if self.layout.codec.overlap else [at])
+        }
 
-    def _needed(self, at: TilePosition) -> list[TilePosition]:
-        return list(self.layout.grid.neighbours(at)) if self.layout.codec.overlap else [at]
+    def _begin(self, at: TilePosition, tiles: dict[TilePosition, DecodedTile]) -> Future[NDArray[np.uint8]]:
+        """Starts decoding a window, once for all who ask meanwhile."""
+        with self._lock:
+            future = self._pending.get(at)
+            if future is None:
+                future = self._pending[at] = POOL.submit(self._decode, at, tiles)
+                future.add_done_callback(lambda _: self._done(at))
+        return future
 
-    def window(self, at: TilePosition) -> NDArray[np.uint8]:
+    def _done(self, at: TilePosition) -> None:
+        with self._lock:
+            self._pending.pop(at, None)
+
+    def _decode(self, at: TilePosition, tiles: dict[TilePosition, DecodedTile]) -> NDArray[np.uint8]:
         """A tile's decoded window before blending, uint8 (height, width, 3)."""
-        found = self._windows.get(at)
-        if found is None:
-            tiles = {position: self.fetcher.request(position) for position in self._needed(at)}
-            decoded = {position: wait() for position, wait in tiles.items()}
-            found = self._reconstruct(at, decoded)
-            self._windows.put(at, found, found.nbytes)
-        return found
-
-    def _reconstruct(self, at: TilePosition, tiles: dict[TilePosition, DecodedTile]) -> NDArray[np.uint8]:
         own = tiles[at].colour
         if own is not None and all(tile.colour == own for tile in tiles.values()):
             window = self.layout.grid.window(at, self.layout.codec.overlap)
-            flat = np.empty((window.height, window.width, 3), np.uint8)
-            flat[:] = own
-            return flat
-        latent = assemble(self.fetcher, self.model, at, tiles)
-        with self._network_lock:  # one window at a time: its result must not depend on what runs beside it
-            return self.model.reconstruct(latent, self.layout.codec.quality)
+            pixels = np.empty((window.height, window.width, 3), np.uint8)
+            pixels[:] = own
+        else:
+            latent = assemble(self.fetcher, self.model, at, tiles)
+            pixels = self.model.reconstruct(latent, self.layout.codec.quality)
+        self._windows.put(at, pixels, pixels.nbytes)
+        return pixels
 
     def _finish_band(self, band: NDArray[np.uint8], y: int, x0: int) -> NDArray[np.uint8]:
         """Gives empty tiles their exact colour over their own pixels."""
@@ -162,6 +181,11 @@ class LevelDecoder:
                         colour, np.uint8
                     )
         return band
+
+
+def _weighted(strip: NDArray[np.uint16], weights: NDArray[np.uint16]) -> NDArray[np.uint32]:
+    """A strip times its rows' weights."""
+    return strip.astype(np.uint32) * weights[:, None, None]
 
 
 def _settle(total: NDArray[np.uint32]) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from tilecodec.container.chunk import TileState
 from tilecodec.container.metadata import LevelLayout, read_metadata
 from tilecodec.container.store import ByteStore, open_store
 from tilecodec.decoder.tiles import TileFetcher, assemble
+from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import CodecModel, LatentWindow, shared_model
 from tilecodec.tiles import TilePosition
 
@@ -38,7 +39,8 @@ def decode_reference(path: str | os.PathLike[str], level: int = 0) -> NDArray[np
         if len(colours) == 1 and None not in colours:
             pixels = np.broadcast_to(np.array(colours.pop(), np.uint8), (window.height, window.width, 3))
         else:
-            pixels = model.reconstruct(assemble(fetcher, model, at, tiles), layout.codec.quality)
+            latent = assemble(fetcher, model, at, tiles)
+            pixels = POOL.submit(model.reconstruct, latent, layout.codec.quality).result()  # on one thread
         down = axis_weights(window.height, overlap, at.row > 0, at.row + 1 < grid.rows)
         across = axis_weights(window.width, overlap, at.col > 0, at.col + 1 < grid.cols)
         weights = down[:, None, None].astype(np.uint32) * across[None, :, None]

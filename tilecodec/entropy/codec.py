@@ -172,33 +172,46 @@ def _channel_rows(shape: tuple[int, ...]) -> NDArray[np.uint16]:
 class SingleThreadPool:
     """Runs calls on worker threads whose torch operations use one thread each.
 
-    Tiles are many, so threads are better spent on tiles than within one.
+    Tiles are many, so threads are better spent on tiles than within one; and a network's result on one thread does not
+    depend on how many threads the machine or the caller has. There are as many workers as torch would use threads.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._owner = 0
         self._pool: ThreadPoolExecutor | None = None
+        self._workers = 0
 
     def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Like :meth:`concurrent.futures.Executor.submit`."""
+        """Like :meth:`concurrent.futures.Executor.submit`. Calls begin in the order they came."""
         with self._lock:
-            if self._pool is None or self._owner != os.getpid():  # threads do not survive a fork
-                self._owner = os.getpid()
-                self._pool = self._start()
-            return self._pool.submit(call, *args, **kwargs)
+            return self._started().submit(call, *args, **kwargs)
 
-    @staticmethod
-    def _start() -> ThreadPoolExecutor:
-        workers = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    @property
+    def workers(self) -> int:
+        """How many calls run at a time."""
+        with self._lock:
+            self._started()
+            return self._workers
+
+    def _started(self) -> ThreadPoolExecutor:
+        if self._pool is None or self._owner != os.getpid():  # threads do not survive a fork
+            self._owner = os.getpid()
+            self._pool = self._start()
+        return self._pool
+
+    def _start(self) -> ThreadPoolExecutor:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = torch.get_num_threads()
+        self._workers = workers = max(1, min(cores, threads))
         barrier = threading.Barrier(workers + 1)
 
         def begin() -> None:
+            torch.get_num_threads()  # a thread's first use of torch sets its number anew, so that must be over
             torch.set_num_threads(1)
             barrier.wait()
 
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="tilecodec-entropy", initializer=begin)
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="tilecodec-worker", initializer=begin)
         for _ in range(workers):
             pool.submit(int)
         barrier.wait()
@@ -207,4 +220,4 @@ class SingleThreadPool:
 
 
 POOL = SingleThreadPool()
-"""The process's pool for entropy coding."""
+"""The process's pool for networks and entropy coding. A call in it must not wait for another."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -51,7 +52,10 @@ class CodecModel:
         self.alias, self.sha256, self.config = file.alias, file.sha256, file.config
         self.device = pick_device(device)
         self.dtype = pick_dtype(self.device, precision)
+        # On the CPU calls run side by side on a thread each; another device takes one at a time.
+        self._turn: AbstractContextManager[object] = threading.Lock()
         if self.device.type == "cpu":
+            self._turn = nullcontext()
             keep_freed_memory()
         self.program = _program(file)
         self.tables = _tables(file, self.program)
@@ -94,7 +98,7 @@ class CodecModel:
         """
         stride = self.config.y_stride
         rows, cols = (slice(s.start // stride, s.stop // stride) for s in core)
-        with torch.inference_mode():
+        with self._turn, torch.inference_mode():
             x = self._pixels(window)
             y = self.network.analyse(x)[0, :, rows, cols]
             return y.float() * self.gain(quality)[0].to(self.device)
@@ -108,7 +112,7 @@ class CodecModel:
         Returns:
             The code (Cy, h, w) and the hyper-latent (Cz, h/4, w/4), float32 on the CPU.
         """
-        with torch.inference_mode():
+        with self._turn, torch.inference_mode():
             z = self.network.codec.h_a(y[None].to(self.dtype, memory_format=torch.channels_last))
             return y.cpu(), z[0].float().cpu()
 
@@ -122,7 +126,7 @@ class CodecModel:
         Returns:
             uint8 (h * y_stride, w * y_stride, 3).
         """
-        with torch.inference_mode():
+        with self._turn, torch.inference_mode():
             y_hat, scale = (
                 t[None].to(self.device, self.dtype, memory_format=torch.channels_last)
                 for t in (window.y_hat, window.scale)
