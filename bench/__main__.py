@@ -17,6 +17,7 @@ MEASUREMENTS: Final = (
     "throughput",
     "memory",
     "rate_quality",
+    "integer_cost",
 )
 
 

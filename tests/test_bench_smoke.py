@@ -23,6 +23,7 @@ ROWS = {
     "throughput": 5,
     "memory": 2,
     "rate_quality": 4,
+    "integer_cost": 4,
     "rate_quality_reference": 10,
 }
 """Fewest rows of each table in a smoke run."""
