@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilecodec.config import DecodeOptions, Device, EncodeOptions, Precision
+from tilecodec.config import Colour, DecodeOptions, Device, EncodeOptions, OnError, Precision
 from tilecodec.container.document import DOCUMENT
 from tilecodec.container.metadata import (
     CodecConfiguration,
@@ -28,7 +28,7 @@ from tilecodec.container.metadata import (
     read_metadata,
 )
 from tilecodec.container.store import ByteStore, open_store
-from tilecodec.errors import RegionError, TargetExistsError, UsageError
+from tilecodec.errors import Problem, RegionError, TargetExistsError, TileError, UsageError
 from tilecodec.limits import DEFAULT_LIMITS, Limits
 from tilecodec.memory import peak_memory_bytes
 from tilecodec.source import SourceMetadata, open_source
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import zarr
 
     from tilecodec.decoder.engine import LevelDecoder
+    from tilecodec.decoder.failures import FailedTiles
 
 MEGAPIXEL = 1 << 20
 """Pixels of a megapixel, here and in every figure: 1024 x 1024."""
@@ -101,6 +102,10 @@ class DecodeReport:
     seconds: float
     megapixels_per_second: float
     peak_memory_bytes: int
+    failed_tiles: int
+    """Tiles that could not be decoded and that the region's pixels depend on; 0 unless asked to go on without them."""
+    errors: tuple[Problem, ...]
+    """What is wrong with them, the first 10 000."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -481,7 +486,25 @@ class Image:
         wanted = named.removeprefix("sha256:")
         model = shared_model(options.model or named, options.device, options.precision, sha256=wanted)
         store = self._store.under(layout.path)
-        return LevelDecoder(store, layout, model, cache_bytes=options.cache_bytes, limits=options.limits)
+        fill = options.fill if options.on_error == "fill" else None
+        return LevelDecoder(store, layout, model, cache_bytes=options.cache_bytes, limits=options.limits, fill=fill)
+
+    def _failures(self) -> list[FailedTiles]:
+        decoders = [level._decoder for level in self._levels if level._decoder is not None]
+        return [decoder.fetcher.failed for decoder in decoders if decoder.fetcher.failed is not None]
+
+    @property
+    def errors(self) -> list[TileError]:
+        """What is wrong with the tiles that reads have filled so far, by level and place; 10 000 a level at most.
+
+        They are those of this object: copies in other processes have their own.
+        """
+        return [error for failed in self._failures() for error in failed.errors]
+
+    @property
+    def failed_tiles(self) -> int:
+        """How many tiles reads have filled so far, or done without beside the pixels asked for."""
+        return sum(failed.count for failed in self._failures())
 
     def __repr__(self) -> str:
         return f"<tilecodec.Image {self.path!r} {self.shape[2]} x {self.shape[1]} px, {self.levels} levels>"
@@ -499,6 +522,8 @@ def open(  # noqa: A001  # the verb users expect, as in zarr.open
     precision: Precision = "auto",
     cache_bytes: int = 64 << 20,
     limits: Limits = DEFAULT_LIMITS,
+    on_error: OnError = "raise",
+    fill: Colour = (0, 0, 0),
 ) -> Image:
     """Opens a container for reading; pixels and model are loaded when they are asked for.
 
@@ -509,11 +534,23 @@ def open(  # noqa: A001  # the verb users expect, as in zarr.open
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         cache_bytes: decoded windows kept per level.
         limits: what the container may ask for at most.
+        on_error: ``raise``: a read that meets a tile that cannot be decoded is a TileError, naming it. ``fill``: the
+            tile's pixels are ``fill``, those of its neighbours as if it were the picture's edge, and
+            :attr:`Image.errors` tells. A store that fails is an error always.
+        fill: red, green, blue.
 
     Raises:
         NotAContainerError, IncompleteContainerError, LimitError: see :mod:`tilecodec.errors`.
     """
-    options = DecodeOptions(model=model, device=device, precision=precision, cache_bytes=cache_bytes, limits=limits)
+    options = DecodeOptions(
+        model=model,
+        device=device,
+        precision=precision,
+        cache_bytes=cache_bytes,
+        limits=limits,
+        on_error=on_error,
+        fill=fill,
+    )
     return Image(os.fspath(path), options)
 
 
@@ -528,6 +565,8 @@ def decode(
     precision: Precision = "auto",
     overwrite: bool = False,
     limits: Limits = DEFAULT_LIMITS,
+    on_error: OnError = "raise",
+    fill: Colour = (0, 0, 0),
     progress: ProgressCall | None = None,
 ) -> DecodeReport:
     """Decodes a level, or a region of it, to a file.
@@ -542,6 +581,8 @@ def decode(
         precision: see :func:`open`.
         overwrite: replace an existing target.
         limits: see :func:`open`.
+        on_error: see :func:`open`; with ``fill`` the report names the tiles.
+        fill: see :func:`open`.
         progress: called after every band of rows.
 
     Raises:
@@ -553,7 +594,7 @@ def decode(
 
     begun = time.monotonic()
     _check_apart(source, target)
-    image = open(source, model=model, device=device, precision=precision, limits=limits)
+    image = open(source, model=model, device=device, precision=precision, limits=limits, on_error=on_error, fill=fill)
     picked = image.level(level)
     _, height, width = picked.shape
     x, y, w, h = region if region is not None else (0, 0, width, height)
@@ -582,6 +623,8 @@ def decode(
         seconds=seconds,
         megapixels_per_second=h * w / MEGAPIXEL / seconds,
         peak_memory_bytes=peak_memory_bytes(),
+        failed_tiles=image.failed_tiles,
+        errors=tuple(map(Problem.of, image.errors)),
     )
 
 

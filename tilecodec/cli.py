@@ -138,6 +138,7 @@ def _decode(arguments: argparse.Namespace) -> int:
             model=arguments.model,
             device=device,
             overwrite=arguments.overwrite,
+            on_error=arguments.on_error,
             progress=progress,
         )
     rows = [
@@ -146,7 +147,11 @@ def _decode(arguments: argparse.Namespace) -> int:
         *_effort(report.seconds, report.megapixels_per_second, report.peak_memory_bytes),
     ]
     _show(arguments, report.to_dict(), rows)
-    return 0
+    for problem in report.errors:
+        _complain(f"filled: {problem.message}", 1)
+    if not report.failed_tiles:
+        return 0
+    return _complain(f"{_count(report.failed_tiles, 'tile')} could not be decoded; the rest is written", 1)
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -241,6 +246,12 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument("--region", metavar="X,Y,W,H", help="left, top, width, height in pixels of the level")
     decode.add_argument("--level", default="0", metavar="L", help="pyramid level, 0 the largest (default: 0)")
     decode.add_argument("--model", metavar="NAME|PATH", help="the model, where it is not found by its hash")
+    decode.add_argument(
+        "--on-error",
+        default="raise",
+        choices=("raise", "fill"),
+        help="fill: write black where a tile cannot be decoded, tell which, and exit with 1 (default: raise)",
+    )
     decode.add_argument("--overwrite", action="store_true", help="replace an existing picture")
 
     info = command("info", _info, "Tell what a container holds.")

@@ -11,6 +11,10 @@ from tilecodec.limits import DEFAULT_LIMITS, Limits
 Device = str
 """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+OnError = Literal["raise", "fill"]
+"""What becomes of a tile that cannot be decoded: an error, or a fill colour in its place."""
+Colour = tuple[int, int, int]
+"""Red, green, blue, 0 to 255."""
 
 TILE: Final = 512
 """Default tile side, pixels."""
@@ -71,6 +75,18 @@ class DecodeOptions:
     """Bytes of decoded windows kept for the next read."""
     limits: Limits = DEFAULT_LIMITS
     """What the container may ask for at most."""
+    on_error: OnError = "raise"
+    fill: Colour = (0, 0, 0)
+    """Colour of the tiles that cannot be decoded, with ``on_error="fill"``."""
 
     def __post_init__(self) -> None:
+        _check(self.on_error in ("raise", "fill"), "on_error", self.on_error, "raise or fill")
+        _check(
+            isinstance(self.fill, tuple)
+            and len(self.fill) == 3
+            and all(type(v) is int and 0 <= v <= 255 for v in self.fill),
+            "fill",
+            self.fill,
+            "three integers of 0 to 255",
+        )
         _check(self.cache_bytes >= 0, "cache_bytes", self.cache_bytes, "0 or more")

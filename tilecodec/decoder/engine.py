@@ -21,7 +21,7 @@ from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import CodecModel
 from tilecodec.errors import RegionError
 from tilecodec.limits import DEFAULT_LIMITS, Limits
-from tilecodec.tiles import TilePosition
+from tilecodec.tiles import TilePosition, Window
 
 
 class LevelDecoder:
@@ -39,10 +39,11 @@ class LevelDecoder:
         *,
         cache_bytes: int,
         limits: Limits = DEFAULT_LIMITS,
+        fill: tuple[int, int, int] | None = None,
     ) -> None:
         self.layout, self.model = layout, model
         self.fetcher = TileFetcher(
-            store, layout, model, cache_bytes=max(cache_bytes, self._rows_bytes()), limits=limits
+            store, layout, model, cache_bytes=max(cache_bytes, self._rows_bytes()), limits=limits, fill=fill
         )
         self._windows: BoundedCache[TilePosition, NDArray[np.uint8]] = BoundedCache(cache_bytes)
         self._pending: dict[TilePosition, Future[NDArray[np.uint8]]] = {}
@@ -69,7 +70,7 @@ class LevelDecoder:
 
         Raises:
             RegionError: empty, or outside the level.
-            TileError: a tile that is lost or fails its checks.
+            TileError: a tile that is lost or fails its checks, where there is no fill colour.
         """
         out = np.empty((y1 - y0, x1 - x0, 3), np.uint8) if y1 > y0 and x1 > x0 else np.empty((0, 0, 3), np.uint8)
         row = 0
@@ -99,7 +100,8 @@ class LevelDecoder:
             below_from = max(core.y1 - overlap, above_to) if shared_below else bottom
             strips = Strips(grid, overlap, x0, x1, top, above_to, below_from, bottom)
             for _ in tile_cols:
-                strips.add(*next(windows))
+                position, pixels = next(windows)
+                strips.add(position, self._beside(position, Window(y0, y1, x0, x1)) if pixels is None else pixels)
             weights = axis_weights(window.height, overlap, row > 0, row + 1 < grid.rows)[top - window.y0 :]
             if above_to > top:
                 mixed = _weighted(strips.above, weights[: above_to - top])
@@ -110,15 +112,15 @@ class LevelDecoder:
                 yield self._finish_band(strips.middle, above_to, x0)
             carried = _weighted(strips.below, weights[below_from - top : bottom - top])
 
-    def _windows_of(self, positions: Iterable[TilePosition]) -> Iterator[tuple[TilePosition, NDArray[np.uint8]]]:
-        """Decoded windows in order. The next ones' networks run ahead of the reader, and the entropy decoding of those
-        after them ahead of the networks."""
+    def _windows_of(self, positions: Iterable[TilePosition]) -> Iterator[tuple[TilePosition, NDArray[np.uint8] | None]]:
+        """Decoded windows in order, None for lost tiles. The next ones' networks run ahead of the reader, and the
+        entropy decoding of those after them ahead of the networks."""
         ahead = POOL.workers + 2
         coming = iter(positions)
         fetching: deque[tuple[TilePosition, NDArray[np.uint8] | dict[TilePosition, Callable[[], DecodedTile]]]] = (
             deque()
         )
-        running: deque[tuple[TilePosition, NDArray[np.uint8] | Future[NDArray[np.uint8]]]] = deque()
+        running: deque[tuple[TilePosition, NDArray[np.uint8] | Future[NDArray[np.uint8]] | None]] = deque()
         while True:
             for position in itertools.islice(coming, ahead - len(fetching)):
                 found = self._windows.get(position)
@@ -141,8 +143,10 @@ class LevelDecoder:
             near: self.fetcher.request(near) for near in (grid.neighbours(at) if self.layout.codec.overlap else [at])
         }
 
-    def _begin(self, at: TilePosition, tiles: dict[TilePosition, DecodedTile]) -> Future[NDArray[np.uint8]]:
-        """Starts decoding a window, once for all who ask meanwhile."""
+    def _begin(self, at: TilePosition, tiles: dict[TilePosition, DecodedTile]) -> Future[NDArray[np.uint8]] | None:
+        """Starts decoding a window, once for all who ask meanwhile; a lost tile has none."""
+        if tiles[at].state is TileState.LOST:
+            return None
         with self._lock:
             future = self._pending.get(at)
             if future is None:
@@ -167,16 +171,37 @@ class LevelDecoder:
         self._windows.put(at, pixels, pixels.nbytes)
         return pixels
 
+    def _beside(self, lost: TilePosition, region: Window) -> NDArray[np.uint8]:
+        """What is blended in place of a lost tile's window: each pixel as in the window of the tile it belongs to.
+
+        So the tiles around it are as if it had no weight; its own pixels get the fill colour later on. Only what lies
+        in the region is filled in, which takes windows that the region takes anyway.
+        """
+        grid, overlap = self.layout.grid, self.layout.codec.overlap
+        place = grid.window(lost, overlap)
+        pixels = np.zeros((place.height, place.width, 3), np.uint8)
+        for at in grid.neighbours(lost):
+            core, window = grid.core(at), grid.window(at, overlap)
+            y0, y1 = max(core.y0, place.y0, region.y0), min(core.y1, place.y1, region.y1)
+            x0, x1 = max(core.x0, place.x0, region.x0), min(core.x1, place.x1, region.x1)
+            if at == lost or y0 >= y1 or x0 >= x1:
+                continue
+            ((_, own),) = self._windows_of([at])
+            if own is not None:
+                part = own[y0 - window.y0 : y1 - window.y0, x0 - window.x0 : x1 - window.x0]
+                pixels[y0 - place.y0 : y1 - place.y0, x0 - place.x0 : x1 - place.x0] = part
+        return pixels
+
     def _finish_band(self, band: NDArray[np.uint8], y: int, x0: int) -> NDArray[np.uint8]:
-        """Gives empty tiles their exact colour over their own pixels."""
+        """Gives empty and lost tiles their exact colour over their own pixels."""
         grid = self.layout.grid
         y1, x1 = y + len(band), x0 + band.shape[1]
         for row in grid.row_range(y, y1, 0):
             for col in grid.col_range(x0, x1, 0):
                 position = TilePosition(row, col)
-                if self.fetcher.state(position) is not TileState.CODED:
+                colour = self.fetcher.exact_colour(position)
+                if colour is not None:
                     core = grid.core(position)
-                    colour = self.fetcher.request(position)().colour
                     band[max(core.y0 - y, 0) : core.y1 - y, max(core.x0 - x0, 0) : core.x1 - x0] = np.array(
                         colour, np.uint8
                     )

@@ -25,32 +25,49 @@ def _open(path: str | os.PathLike[str], level: int) -> tuple[ByteStore, LevelLay
     return store.under(layout.path), layout, shared_model(layout.codec.model)
 
 
-def decode_reference(path: str | os.PathLike[str], level: int = 0) -> NDArray[np.uint8]:
-    """A whole level, uint8 (H, W, 3), in the order of the specification."""
+def decode_reference(
+    path: str | os.PathLike[str], level: int = 0, *, fill: tuple[int, int, int] | None = None
+) -> NDArray[np.uint8]:
+    """A whole level, uint8 (H, W, 3), in the order of the specification.
+
+    Args:
+        path: the container.
+        level: pyramid level.
+        fill: colour of tiles that cannot be decoded; None: such a tile is an error.
+    """
     store, layout, model = _open(path, level)
     grid, overlap = layout.grid, layout.codec.overlap
-    fetcher = TileFetcher(store, layout, model, cache_bytes=CACHE_BYTES)
-    total = np.zeros((grid.padded_height, grid.padded_width, 3), np.uint32)
+    fetcher = TileFetcher(store, layout, model, cache_bytes=CACHE_BYTES, fill=fill)
     positions = [TilePosition(row, col) for row in range(grid.rows) for col in range(grid.cols)]
+    windows: dict[TilePosition, NDArray[np.uint8]] = {}
+    unblended = np.zeros((grid.padded_height, grid.padded_width, 3), np.uint8)
     for at in positions:
         tiles = {position: fetcher.request(position)() for position in grid.neighbours(at)}
-        window = grid.window(at, overlap)
+        window, core = grid.window(at, overlap), grid.core(at)
         colours = {tile.colour for tile in tiles.values()}
+        if tiles[at].state is TileState.LOST:
+            continue
         if len(colours) == 1 and None not in colours:
-            pixels = np.broadcast_to(np.array(colours.pop(), np.uint8), (window.height, window.width, 3))
+            windows[at] = np.broadcast_to(np.array(colours.pop(), np.uint8), (window.height, window.width, 3))
         else:
             latent = assemble(fetcher, model, at, tiles)
-            pixels = POOL.submit(model.reconstruct, latent, layout.codec.quality).result()  # on one thread
+            windows[at] = POOL.submit(model.reconstruct, latent, layout.codec.quality).result()  # on one thread
+        inside = windows[at][core.y0 - window.y0 : core.y1 - window.y0, core.x0 - window.x0 : core.x1 - window.x0]
+        unblended[core.y0 : core.y1, core.x0 : core.x1] = inside
+    total = np.zeros(unblended.shape, np.uint32)
+    for at in positions:
+        window = grid.window(at, overlap)
+        part = (slice(window.y0, window.y1), slice(window.x0, window.x1))
         down = axis_weights(window.height, overlap, at.row > 0, at.row + 1 < grid.rows)
         across = axis_weights(window.width, overlap, at.col > 0, at.col + 1 < grid.cols)
         weights = down[:, None, None].astype(np.uint32) * across[None, :, None]
-        total[window.y0 : window.y1, window.x0 : window.x1] += pixels * weights
+        total[part] += windows.get(at, unblended[part]) * weights
     picture = ((total + 32768) >> 16).astype(np.uint8)
     for at in positions:
-        tile = fetcher.request(at)()
+        tile, core = fetcher.request(at)(), grid.core(at)
         if tile.state is not TileState.CODED:
-            core = grid.core(at)
-            picture[core.y0 : core.y1, core.x0 : core.x1] = np.array(tile.colour, np.uint8)
+            colour = fill if tile.state is TileState.LOST else tile.colour
+            picture[core.y0 : core.y1, core.x0 : core.x1] = np.array(colour, np.uint8)
     return picture[: grid.height, : grid.width]
 
 

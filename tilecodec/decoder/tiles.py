@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -14,11 +15,16 @@ from tilecodec.container.chunk import TileState
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
 from tilecodec.decoder.cache import BoundedCache
+from tilecodec.decoder.failures import FailedTiles
 from tilecodec.decoder.reader import StoredTile, TileReader, check_model
 from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import CodecModel, LatentWindow
+from tilecodec.errors import TileError
 from tilecodec.limits import DEFAULT_LIMITS, Limits
 from tilecodec.tiles import TilePosition
+
+TILE_BYTES: Final = 256
+"""What a decoded tile takes in a cache beside its latents."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -26,16 +32,22 @@ class DecodedTile:
     """A tile's latents in latent units, or what stands for them."""
 
     state: TileState
+    """LOST for a tile that could not be decoded, where the caller asked to go on."""
     colour: tuple[int, int, int] | None
-    """The constant colour of an empty tile, black for nodata; None for a coded tile."""
+    """The constant colour of an empty tile, black for nodata; None for a coded or lost tile."""
     y_hat: Tensor
-    """(Cy, h, w) of the core, in the model's dtype on the CPU; (Cy, 1, 1) where the colour is constant."""
+    """(Cy, h, w) of the core, in the model's dtype on the CPU; (Cy, 1, 1) where the colour is constant; empty where
+    the tile is lost."""
     scale: Tensor
     """Likewise."""
 
 
 class TileFetcher:
-    """Tiles of one level. Safe to use from several threads."""
+    """Tiles of one level. Safe to use from several threads.
+
+    Attributes:
+        failed: tiles that could not be decoded; None where such a tile is an error.
+    """
 
     def __init__(
         self,
@@ -45,8 +57,11 @@ class TileFetcher:
         *,
         cache_bytes: int,
         limits: Limits = DEFAULT_LIMITS,
+        fill: tuple[int, int, int] | None = None,
     ) -> None:
         check_model(layout, model, limits)
+        self._fill = fill
+        self.failed = None if fill is None else FailedTiles(layout.grid.rows * layout.grid.cols)
         self._reader, self.layout, self._model = TileReader(store, layout, limits), layout, model
         self._tiles: BoundedCache[TilePosition, DecodedTile] = BoundedCache(cache_bytes)
         self._pending: dict[TilePosition, Future[DecodedTile]] = {}
@@ -55,7 +70,7 @@ class TileFetcher:
     def request(self, at: TilePosition) -> Callable[[], DecodedTile]:
         """Starts fetching and decoding a tile; the returned call waits for it.
 
-        The call raises LostTileError or CorruptTileError, naming the tile.
+        The call raises a TileError, naming the tile; with a fill colour the tile is a lost one instead.
         """
         found = self._tiles.get(at)
         if found is not None:
@@ -73,13 +88,26 @@ class TileFetcher:
             self._pending.pop(at, None)
 
     def _fetch(self, at: TilePosition) -> DecodedTile:
-        tile = self._decode(self._reader.read(at))
-        self._tiles.put(at, tile, 2 * tile.y_hat.numel() * tile.y_hat.element_size())
+        try:
+            tile = self._decode(self._reader.read(at))
+        except TileError as error:
+            if self.failed is None:
+                raise
+            self.failed.add(self._number(at), error)
+            tile = DecodedTile(TileState.LOST, None, torch.empty(0), torch.empty(0))
+        self._tiles.put(at, tile, TILE_BYTES + 2 * tile.y_hat.numel() * tile.y_hat.element_size())
         return tile
 
-    def state(self, at: TilePosition) -> TileState:
-        """A tile's state, from its chunk's index alone."""
-        return self._reader.entry(at).state
+    def _number(self, at: TilePosition) -> int:
+        return at.row * self.layout.grid.cols + at.col
+
+    def exact_colour(self, at: TilePosition) -> tuple[int, int, int] | None:
+        """The one colour of a tile's own pixels; None for a coded tile. To be asked after the tile was requested."""
+        if self.failed is not None and self._number(at) in self.failed:
+            return self._fill
+        if self._reader.entry(at).state is TileState.CODED:
+            return None
+        return self.request(at)().colour
 
     def _decode(self, tile: StoredTile) -> DecodedTile:
         model = self._model
@@ -96,12 +124,16 @@ class TileFetcher:
 def assemble(
     fetcher: TileFetcher, model: CodecModel, at: TilePosition, tiles: dict[TilePosition, DecodedTile]
 ) -> LatentWindow:
-    """The latents of a tile's window, taken from the tile and its neighbours."""
+    """The latents of a tile's window, taken from the tile and its neighbours.
+
+    At positions of lost neighbours the tile's own latents go on: each takes those of the nearest of the tile's own.
+    """
     layout, stride = fetcher.layout, model.config.y_stride
     window = layout.grid.window(at, layout.codec.overlap)
     shape = (window.height // stride, window.width // stride)
     channels = tiles[at].y_hat.shape[0]
     y_hat, scale = (torch.empty((channels, *shape), dtype=model.dtype) for _ in range(2))
+    lost = []
     for position, tile in tiles.items():
         core = layout.grid.core(position)
         y0, y1 = max(core.y0, window.y0), min(core.y1, window.y1)
@@ -113,6 +145,9 @@ def assemble(
             slice((y0 - window.y0) // stride, (y1 - window.y0) // stride),
             slice((x0 - window.x0) // stride, (x1 - window.x0) // stride),
         )
+        if tile.state is TileState.LOST:
+            lost.append(into[1:])
+            continue
         take = (
             slice(None),
             slice((y0 - core.y0) // stride, (y1 - core.y0) // stride),
@@ -121,4 +156,14 @@ def assemble(
         constant = tile.colour is not None
         y_hat[into] = tile.y_hat if constant else tile.y_hat[take]
         scale[into] = tile.scale if constant else tile.scale[take]
+    if lost:
+        own = layout.grid.core(at)
+        ends = ((own.y0 - window.y0, own.y1 - window.y0), (own.x0 - window.x0, own.x1 - window.x0))
+        nearest = [
+            torch.arange(n).clamp(first // stride, last // stride - 1)
+            for n, (first, last) in zip(shape, ends, strict=True)
+        ]
+        for rows, cols in lost:
+            for latent in (y_hat, scale):
+                latent[:, rows, cols] = latent[:, nearest[0][rows]][:, :, nearest[1][cols]]
     return LatentWindow(y_hat, scale)
