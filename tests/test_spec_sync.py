@@ -9,12 +9,14 @@ import json
 import re
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import google_crc32c
 import jsonschema
 import numpy as np
 import pytest
+import tiny
+import vectors
 from referencing import Registry, Resource
 
 import tilecodec
@@ -28,11 +30,13 @@ from tilecodec.container.metadata import (
     array_json,
     group_json,
 )
-from tilecodec.entropy import payload
-from tilecodec.entropy.coder import GroupDecoder, SymbolGroup, encode_groups
-from tilecodec.entropy.tables import CDFTable, scale_table
-from tilecodec.errors import ContainerError, IncompleteContainerError, NotAContainerError
+from tilecodec.entropy import oracle, payload, program
+from tilecodec.entropy.coder import SYMBOL_LIMIT, GroupDecoder, SymbolGroup, encode_groups
+from tilecodec.entropy.model import load_model
+from tilecodec.entropy.tables import CDFTable
+from tilecodec.errors import ContainerError, IncompleteContainerError, ModelError, NotAContainerError
 from tilecodec.limits import Limits, limit_reason
+from tilecodec.model import weights
 from tilecodec.model.blocks import quadtree_masks
 from tilecodec.source import Georeference
 from tilecodec.tiles import TileGrid
@@ -254,9 +258,141 @@ def test_limits_are_as_tabled() -> None:
 # Entropy coding
 
 
-def test_scales_are_as_listed() -> None:
-    listed = text("entropy.md").split("<!-- scales -->")[1].split("<!-- end of scales -->")[0].split()
-    assert [int(v, 16) for v in listed] == scale_table().astype(np.float32).view(np.uint32).tolist()
+def test_instructions_are_as_tabled() -> None:
+    rows = table("entropy.md", "operation", "reads", "argument", "result", "shape of the result")
+    assert [r["operation"] for r in rows] == list(get_args(program.Op)) == list(program.INPUTS)
+    assert [int(r["reads"]) for r in rows] == list(program.INPUTS.values())
+    arguments = {"null": None, "layer": "name", "table": "name", "n": 3}
+    for row in rows:
+        entry = [row["operation"], ["a"] * int(row["reads"]), "b", arguments[row["argument"]]]
+        assert program._instruction(entry, "here").op == row["operation"]
+        for other in set(arguments.values()) - {entry[3]}:
+            with pytest.raises(ModelError):
+                program._instruction([*entry[:3], other], "here")
+
+
+def test_bounds_are_as_tabled() -> None:
+    bounds = [int(r["value"]) for r in table("entropy.md", "bound", "value")]
+    tabled = dict(
+        zip(("bits_from", "bits", "shift", "scale", "sums", "least", "channels", "length"), bounds, strict=True)
+    )
+    assert (tabled["shift"], tabled["scale"]) == (program.MAX_SHIFT, program.MAX_SCALE)
+    assert (tabled["least"], tabled["channels"]) == (1, program.MAX_CHANNELS)
+    assert (tabled["length"], tabled["sums"]) == (program.MAX_INSTRUCTIONS, program.SUM_LIMIT)
+    for bits in (tabled["bits_from"], tabled["bits"]):
+        assert program._bits({"z_bits": bits}, "z_bits") == bits
+    for bits in (tabled["bits_from"] - 1, tabled["bits"] + 1):
+        with pytest.raises(ModelError):
+            program._bits({"z_bits": bits}, "z_bits")
+    assert (program.LOW, program.HIGH) == (-32768, 32767)
+    assert "limited to −32768 ... 32767" in text("entropy.md")
+    assert f"{program.REACH} · (sum" in text("entropy.md")
+    assert SYMBOL_LIMIT == 2**24 - 1
+    assert "magnitude at most 2²⁴ − 1" in text("entropy.md")
+
+
+def test_a_program_s_refusals_have_the_tabled_reason() -> None:
+    found = [t for t in tables("entropy.md") if tuple(t[0]) == ("check", "reason")]
+    assert {r["reason"] for t in found for r in t} == {ModelError.reason}
+
+
+def test_sections_are_as_tabled() -> None:
+    rows = table("entropy.md", "section", "given", "results")
+    assert [re.split(",", r["section"])[0] for r in rows] == ["hyper", "steps", "corrections"]
+    results = {name for r in rows for name in re.findall(r"([a-z]+) \(", r["results"])}
+    assert results == set(program.RESULTS)
+
+
+def test_the_program_s_members_are_as_tabled() -> None:
+    rows = table("model.md", "member", "type", "meaning")
+    header = vectors.vector_model("full").program.header()
+    assert [r["member"] for r in rows] == list(header)
+    for row in rows:
+        assert isinstance(header[row["member"]], int if row["type"] == "integer" else list)
+
+
+def test_integer_tensors_are_as_tabled() -> None:
+    model = load_model(tiny.tiny_model(), device="cpu", precision="fp32")
+    arrays = {f"integer.{k}": v for k, v in model.program.tensors().items()}
+    for name, part in (("y", model.tables.y), ("z", model.tables.z)):
+        arrays |= {f"tables.{name}.{k}": getattr(part, k) for k in ("cdf", "length", "offset")}
+    patterns = {}
+    for row in table("model.md", "tensor", "type", "shape"):
+        pattern = re.escape(row["tensor"]).replace("LAYER", "(?!lut)[^:]+").replace("TABLE", "[^:]+")
+        patterns[pattern] = row["type"], row["shape"].strip("()").split(", ")
+    used = set()
+    for name, array in arrays.items():
+        (pattern,) = (p for p in patterns if re.fullmatch(p, name))
+        dtype, shape = patterns[pattern]
+        assert (str(array.dtype), array.ndim) == (dtype, len(shape)), name
+        assert all(not s.isdigit() or int(s) == n for s, n in zip(shape, array.shape, strict=True)), name
+        used.add(pattern)
+    assert used == set(patterns)
+
+
+def test_absent_parts_are_as_tabled() -> None:
+    rows = table("model.md", "absent", "stands for")
+    assert tuple(r["absent"] for r in rows) == weights.INTEGER_PARTS
+
+
+def test_a_model_file_s_header_is_as_tabled() -> None:
+    rows = table("model.md", "key", "type", "meaning")
+    data = (Path(tiny.tiny_model()) / weights.FILE).read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    assert [r["key"] for r in rows] == list(json.loads(header[weights.METADATA_KEY]))
+
+
+def test_example_program_is_the_vectors_model() -> None:
+    (listed,) = re.findall(r"```json\n(.*?)```", text("entropy.md"), flags=re.DOTALL)
+    model = vectors.vector_model("example")
+    assert json.loads(listed) == model.header
+    rows = {r["layer"]: r for r in table("entropy.md", "layer", "weight", "bias", "shift")}
+    assert set(rows) == set(model.program.layers)
+    for name, row in rows.items():
+        layer = model.program.layers[name]
+        assert layer.weight.shape == tuple(map(int, re.findall(r"\d+", row["weight"].split(")")[0])))
+        assert {int(row["bias"].replace("−", "-"))} == set(layer.bias.tolist())
+        assert {int(row["shift"])} == set(layer.shift.tolist())
+    assert model.program.layers["spread"].weight.ravel().tolist() == list(range(16))
+    assert {tuple(k) for k in model.program.layers["left"].weight.reshape(4, 9).tolist()} == {
+        tuple(map(int, re.findall(r"\d", rows["left"]["weight"].split(":")[1])))
+    }
+    (only,) = (t for t in (model.z_table,))
+    both = example()[0]
+    np.testing.assert_array_equal(only.cdf[0, : only.length[0]], both.cdf[1, : both.length[1]])
+    for key in ("cdf", "length", "offset"):
+        np.testing.assert_array_equal(getattr(model.y_table, key), getattr(both, key))
+    scales = np.arange(-32768, 32768)
+    np.testing.assert_array_equal(model.program.rows, scales >= 16)
+    np.testing.assert_array_equal(model.program.tables["fold"], np.minimum(np.abs(scales), 32767))
+
+
+def test_example_program_runs_as_written() -> None:
+    def numbers(cell: str) -> list[int]:
+        return [int(v) for v in cell.replace("−", "-").split(", ")]
+
+    (listing,) = re.findall(r"Its payload is\n\n((?:    [0-9a-f ]+\n)+)", text("entropy.md"))
+    z, y = vectors.by_oracle("example", bytes.fromhex(listing), (32, 32))
+    assert z.tolist() == [[[2]]]
+    code = table("entropy.md", "channel", "row 0", "row 1", "row 2", "row 3")
+    assert y.tolist() == [[numbers(r[f"row {n}"]) for n in range(4)] for r in code]
+    known = vectors.vector_model("example").program
+    base = oracle.interpret(known, known.hyper, {"z": np.array([[[5]]])})["base"]
+    seen = oracle.interpret(known, known.steps[0], {"base": base})
+    rows = table("entropy.md", "row", "base", "mean")
+    for channel in range(4):
+        assert base[channel].tolist() == [numbers(r["base"]) for r in rows]
+        assert seen["mean"][channel].tolist() == [numbers(r["mean"]) for r in rows]
+    prose = " ".join(text("entropy.md").split())
+    at = [(0, 0), (0, 2), (2, 0), (2, 2)]
+    facts = {
+        "whose scales are": [int(seen["scale"][0][p]) for p in at],
+        "so that their rows are": [0, 0, 0, 0],
+        "these symbols there:": [int(y[0][p]) for p in at],
+        "symbol · 2 + mean:": [2 * int(y[0][p]) + int(seen["mean"][0][p]) for p in at],
+    }
+    for words, values in facts.items():
+        assert f"{words} {', '.join(map(str, values)).replace('-', '−')}" in prose
 
 
 def test_steps_are_as_tabled() -> None:
@@ -335,5 +471,5 @@ def test_versions_are_as_tabled() -> None:
         "codec and bitstream": layouts()[0].codec.bitstream,
         "chunk": chunk.VERSION,
         "tile payload": payload.VERSION,
-        "model file": 1,
+        "model file": weights.VERSION,
     }

@@ -80,13 +80,15 @@ def decode_payload(
 
     if len(data) < 16 or len(data) % 4:
         raise refuse("the payload has an impossible length", "payload-length")
-    version, flags, height, width, _quality, check, crc = struct.unpack_from("<BBHHHII", data)
+    version, flags, height, width, quality, check, crc = struct.unpack_from("<BBHHHII", data)
     if google_crc32c.value(data[:12] + data[16:]) != crc:
         raise refuse("the payload's bytes fail their CRC32C", "payload-crc")
     if version != 1 or flags != 0:
         raise refuse("the payload is of another version", "payload-version")
     if size is not None and (height, width) != size:
         raise refuse("the payload is of another size than its place", "payload-size")
+    if not 256 <= quality <= 25600:
+        raise refuse("the payload states an impossible quality", "payload-quality")
     words = list(struct.unpack(f"<{len(data) // 4 - 4}I", data[16:]))
     if words and words[-1] == 0:
         raise refuse("the entropy-coded stream ends in a zero word", "stream-form")
