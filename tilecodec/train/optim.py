@@ -42,9 +42,8 @@ class MuonAdamW:
         groups = [{"params": rest, "share": 1.0}, {"params": ends, "share": END_SHARE}]
         self.adamw = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
         views = sorted((view for _, view in self._views), key=lambda v: v.numel() * min(v.shape), reverse=True)
-        self.muons = [
-            torch.optim.Muon(views[n::workers], lr=muon_lr, weight_decay=0.0, ns_steps=4) for n in range(workers)
-        ]
+        shares = [views[n::workers] for n in range(workers) if views[n::workers]]
+        self.muons = [torch.optim.Muon(share, lr=muon_lr, weight_decay=0.0, ns_steps=4) for share in shares]
         self._pool = ThreadPoolExecutor(workers)
         self._base_lr = {"adamw": lr, "muon": muon_lr}
 
