@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tiny
 import zarr
-from skimage import data
+from faulty import PICTURE, edit
+from faulty import make as encode
 
 import tilecodec
 from tilecodec.container.chunk import TileState, index_bytes, pack_chunk, parse_index
@@ -28,14 +29,7 @@ from tilecodec.errors import (
     UnknownModelError,
     UsageError,
 )
-
-PICTURE = data.coffee()[:300, :290]
-
-
-def encode(target: Path, **options: object) -> object:
-    return tilecodec.encode(
-        PICTURE, target, **{"model": tiny.tiny_model(), "tile": 128, "chunk_tiles": 2, "levels": 2, **options}
-    )
+from tilecodec.zarr_codec import decode_alone
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +42,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "p.zarr"))
-
-
-def edit(path: Path, change: object) -> None:
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
 
 
 # --- chunks ---------------------------------------------------------------------------------------------------------
@@ -138,43 +126,6 @@ def test_source_metadata_are_kept(tmp_path: Path) -> None:
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda v: v["attributes"].pop("tilecodec"), "not a tilecodec container"),
-        (lambda v: v["attributes"]["tilecodec"].update(version=99), "version is unknown"),
-        (lambda v: v["attributes"].pop("ome"), "OME-Zarr metadata"),
-        (lambda v: v.update(zarr_format=2), "not Zarr v3"),
-    ],
-)
-def test_groups_that_break_the_rules_are_refused(copy: Path, change: object, message: str) -> None:
-    edit(copy / "zarr.json", change)
-    with pytest.raises(NotAContainerError, match=message):
-        tilecodec.open(copy)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda v: v["codecs"][0]["configuration"].update(tile=0),
-        lambda v: v["codecs"][0]["configuration"].update(stride=-1),
-        lambda v: v["codecs"][0]["configuration"].update(overlap=1000),
-        lambda v: v["codecs"][0]["configuration"].update(quality="high"),
-        lambda v: v["codecs"][0]["configuration"].update(bitstream=2),
-        lambda v: v["codecs"][0]["configuration"].pop("model"),
-        lambda v: v["codecs"].append({"name": "zstd"}),
-        lambda v: v.update(shape=[3, 10**12, 5]),
-        lambda v: v.update(shape=[1, 300, 290]),
-        lambda v: v.update(data_type="uint16"),
-        lambda v: v["chunk_grid"]["configuration"].update(chunk_shape=[3, 256, 100]),
-    ],
-)
-def test_arrays_that_break_the_rules_are_refused(copy: Path, change: object) -> None:
-    edit(copy / "0" / "zarr.json", change)
-    with pytest.raises(NotAContainerError):
-        tilecodec.open(copy)
 
 
 def test_what_is_no_container_is_refused(tmp_path: Path) -> None:
@@ -387,6 +338,34 @@ def test_chunks_decode_alone_where_neighbours_cannot_be_reached(finished: Path) 
     assert alone.shape == (3, 256, 256)
     np.testing.assert_array_equal(alone[:, :128, :128][:, :96, :96], whole[:, :96, :96])
     assert np.abs(alone[:, :220, :220].astype(int) - whole[:, :220, :220]).mean() < 20
+
+
+def test_a_level_is_read_without_its_container(finished: Path, tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "other.zarr", mode="w")
+    group.attrs["made"] = "by someone else"
+    shutil.copytree(finished / "1", tmp_path / "other.zarr" / "small")
+    whole = tilecodec.open(finished).level(1)[...]
+    np.testing.assert_array_equal(zarr.open_group(tmp_path / "other.zarr", mode="r")["small"][...], whole)
+    np.testing.assert_array_equal(zarr.open_array(finished / "1", mode="r")[...], whole)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"TCK", "index-magic"),
+        (b"TCK1\x01\xff\xff\x00" + bytes(400_000), "index-shape"),
+        (b"TCK1\x01\x01\x01\x00" + bytes(9), "index-crc"),
+        (pack_chunk(1, 1, [(TileState.CODED, b"\x01\x00" + b"\xff" * 14)]), "payload-size"),
+        (pack_chunk(1, 1, [(TileState.CODED, bytes(16))]), "payload-size"),
+    ],
+)
+def test_a_faulty_chunk_alone_is_refused_before_anything_large_is_made(
+    finished: Path, data: bytes, reason: str
+) -> None:
+    configuration = tilecodec.open(finished).metadata.levels[0].codec
+    with pytest.raises(CorruptTileError) as caught:
+        decode_alone(data, configuration, (3, 256, 256))
+    assert caught.value.reason == reason
 
 
 def test_arrays_are_not_written_through_zarr(copy: Path) -> None:

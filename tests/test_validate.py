@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import random
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import faulty
+import numpy as np
 import pytest
 import tiny
 
 import tilecodec
 from tilecodec import Limits, cli, validation
 from tilecodec.container.chunk import TileState
-from tilecodec.errors import Problem, StorageError
+from tilecodec.entropy.payload import parse_payload
+from tilecodec.errors import Problem, StorageError, TileError
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +141,47 @@ def test_a_store_that_fails(copy: Path, tmp_path: Path) -> None:
     (copy / faulty.CHUNK).mkdir()
     report = tilecodec.validate(copy)
     assert [p.reason for p in report.problems] in (["storage"], ["chunk-absent"])
+
+
+@pytest.mark.slow
+def test_damaged_chunks_are_found_by_readers_and_checks_alike(copy: Path) -> None:
+    """Bytes of a chunk changed at random, its checksums set right again half of the time."""
+    rng, key = random.Random(11), copy / faulty.CHUNK
+    sound, whole = key.read_bytes(), tilecodec.open(copy)[...]
+    refused = 0
+    for _ in range(40):
+        key.write_bytes(sound)
+        if rng.random() < 0.5:
+            faulty.repack(key, {rng.randrange(4): partial(scramble, rng)})
+        else:
+            at, length = rng.randrange(len(sound)), rng.randrange(1, 9)
+            noise = rng.randbytes(length)
+            before, after = sound[:at], sound[at + length :]
+            key.write_bytes(rng.choice([before + noise + after, before, before + after]))
+        try:
+            np.testing.assert_array_equal(tilecodec.open(copy)[...], whole)
+            ok = True
+        except TileError:
+            ok = False
+        filled = tilecodec.open(copy, on_error="fill")
+        filled[...]
+        assert bool(filled.errors) != ok
+        report = tilecodec.validate(copy, deep=True)
+        assert report.ok == ok, report.problems
+        refused += not ok
+    assert refused > 30
+
+
+def scramble(rng: random.Random, raw: bytes) -> tuple[TileState, bytes]:
+    """A payload with a stream of noise, its CRC right; or noise in place of all of it."""
+    if rng.random() < 0.3:
+        return rng.choice(list(TileState)), rng.randbytes(rng.choice([1, 2, 16, 64]))
+    payload = parse_payload(raw, "")
+    words = payload.words.copy()
+    for _ in range(rng.randint(1, 3)):
+        words[rng.randrange(len(words))] = rng.getrandbits(32)
+    cut = words[: rng.randrange(len(words) + 1)] if rng.random() < 0.5 else np.concatenate([words, words])
+    return TileState.CODED, dataclasses.replace(payload, words=cut).to_bytes()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from zarr.storage import MemoryStore, StorePath
 
 from tilecodec.container.chunk import HEAD, MAGIC, TileState, parse_index
 from tilecodec.container.document import DOCUMENT
-from tilecodec.container.metadata import CODEC_NAME, CodecConfiguration, LevelLayout, read_group, read_layout
+from tilecodec.container.metadata import CODEC_NAME, CodecConfiguration, LevelLayout, read_layout, refuse_incomplete
 from tilecodec.container.store import ByteStore
 from tilecodec.entropy.payload import HEADER
 from tilecodec.errors import CorruptTileError, LostTileError, UsageError
@@ -70,7 +70,7 @@ def _check_complete(store: Store, path: str) -> None:
     parent = path.rpartition("/")[0]
     group = ByteStore(store, parent)
     if group.exists(DOCUMENT):
-        read_group(group, where=f"{store}/{parent}")
+        refuse_incomplete(group, f"{store}/{parent}")
 
 
 _ARRAYS = _OpenArrays()

@@ -238,6 +238,15 @@ def read_group(
     return group
 
 
+def refuse_incomplete(store: ByteStore, where: str) -> None:
+    """Raises IncompleteContainerError if the group that ``store`` points at is that of an unfinished container.
+
+    Whatever else it is, a group of someone else's for one, is no fault.
+    """
+    group = load_document(store, where, DEFAULT_LIMITS)
+    _raise_first(f for f in group_faults(group, where, DEFAULT_LIMITS) if isinstance(f, IncompleteContainerError))
+
+
 def is_complete(group: dict[str, Any]) -> bool:
     """Whether a group's document says that everything of the container has been written."""
     return group["attributes"]["tilecodec"]["complete"] is True
@@ -317,4 +326,5 @@ __all__ = [
     "read_group",
     "read_layout",
     "read_metadata",
+    "refuse_incomplete",
 ]
