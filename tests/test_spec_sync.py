@@ -473,3 +473,10 @@ def test_versions_are_as_tabled() -> None:
         "tile payload": payload.VERSION,
         "model file": weights.VERSION,
     }
+
+
+def test_vector_kinds_and_models_are_as_tabled() -> None:
+    kinds = table("vectors/README.md", "kind", "bytes", "beside them", "what comes out")
+    assert {r["kind"] for r in kinds} == {c["kind"] for c in vectors.manifest()["cases"]}
+    models = table("vectors/README.md", "model", "what it is for")
+    assert [r["model"] for r in models] == [m["name"] for m in vectors.manifest()["models"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,14 @@ import numpy as np
 import pytest
 import vectors
 from vectors import ARITHMETICS, FOLDER, by_oracle, cases, content, digest, fast, manifest
+from zarr.storage import LocalStore
 
+from tilecodec.container.metadata import CodecConfiguration, LevelLayout, read_metadata
+from tilecodec.container.store import ByteStore
+from tilecodec.decoder.reader import TileReader
 from tilecodec.entropy.payload import parse_payload
-from tilecodec.errors import CorruptTileError
+from tilecodec.errors import ContainerError, CorruptTileError, TileError
+from tilecodec.tiles import TileGrid, TilePosition
 
 
 def ids(case: Any) -> str:
@@ -38,9 +44,9 @@ def test_the_generator_makes_these_vectors() -> None:
 def test_the_generator_never_changes_a_case(tmp_path: Path, before: str, after: str, message: str) -> None:
     copy = tmp_path / "vectors"
     shutil.copytree(FOLDER, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    code = (copy / "generate.py").read_text()
+    code = (copy / "vector_payloads.py").read_text()
     assert before in code
-    (copy / "generate.py").write_text(code.replace(before, after))
+    (copy / "vector_payloads.py").write_text(code.replace(before, after))
     text = (copy / "manifest.json").read_text()
     for flags in ([], ["--check"]):
         command = [sys.executable, str(copy / "generate.py"), *flags]
@@ -121,3 +127,110 @@ def test_every_flipped_bit_of_a_payload_is_an_error(name: str) -> None:
         with pytest.raises(CorruptTileError):
             codec.decode(parse_payload(bytes(data), "here"), "here")
         data[bit // 8] ^= 1 << bit % 8
+
+
+# Chunks
+
+
+class OneChunk:
+    """A store of one value."""
+
+    def __init__(self, key: str, data: bytes) -> None:
+        self.key, self.data = key, data
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes | None:
+        return self.data[offset : offset + length] if key == self.key else None
+
+
+def reader_of(case: Any, data: bytes) -> TileReader:
+    grid = TileGrid(*(case[k] for k in ("height", "width", "tile", "stride")))
+    codec = CodecConfiguration(
+        model="sha256:" + "0" * 64, quality=50, tile=case["tile"], stride=case["stride"], overlap=0, halo=0
+    )
+    layout = LevelLayout(path="0", grid=grid, chunk_tiles=case["chunk_tiles"], codec=codec)
+    return TileReader(OneChunk(layout.key(case["chunk_row"], case["chunk_col"]), data), layout)
+
+
+@pytest.mark.parametrize("case", cases("chunk", "valid"), ids=ids)
+def test_valid_chunks_hold_their_tiles(case: Any) -> None:
+    data = content(case)
+    reader = reader_of(case, data)
+    codec, model = fast(case["model"])
+    for fact in case["tiles"]:
+        at = TilePosition(fact["row"], fact["col"])
+        entry = reader.entry(at)
+        assert (entry.state.name, entry.offset, entry.length) == (fact["state"], fact["offset"], fact["bytes"])
+        part = data[entry.offset : entry.offset + entry.length]
+        assert hashlib.sha256(part).hexdigest() == fact["sha256"]
+        stored = reader.read(at)
+        if fact["state"] == "CODED":
+            assert digest(vectors.decoded(codec, model, [stored.payload])[0]) == fact["symbols_sha256"]
+            assert digest(by_oracle(case["model"], part)) == fact["symbols_sha256"]
+        else:
+            assert bytes(stored.colour) == (part or bytes(3))
+
+
+@pytest.mark.parametrize("case", cases("chunk", "faulty"), ids=ids)
+def test_faulty_chunks_give_their_reason(case: Any) -> None:
+    reader = reader_of(case, content(case))
+    at = TilePosition(case["row"], case["col"])
+    with pytest.raises(TileError) as caught:
+        read_and_decode(reader, at, case["model"])
+    assert caught.value.reason == case["reason"]
+    assert "level 0" in str(caught.value)
+
+
+def read_and_decode(reader: TileReader, at: TilePosition, name: str) -> None:
+    payload = reader.read(at).payload
+    if payload is not None:
+        fast(name)[0].decode(payload, reader.layout.where(at))
+
+
+def test_every_flipped_bit_of_an_index_is_an_error() -> None:
+    for case in cases("chunk", "valid"):
+        data = bytearray(content(case))
+        at = TilePosition(case["tiles"][0]["row"], case["tiles"][0]["col"])
+        for bit in range(8 * (12 + 5 * len(case["tiles"]))):
+            data[bit // 8] ^= 1 << bit % 8
+            with pytest.raises(CorruptTileError, match="level 0"):
+                reader_of(case, bytes(data)).entry(at)
+            data[bit // 8] ^= 1 << bit % 8
+
+
+# Metadata
+
+
+def container(folder: Path, case: Any = None) -> ByteStore:
+    """The sound documents, one of them replaced by a case's."""
+    shutil.copytree(FOLDER / "valid" / "metadata", folder)
+    if case is not None:
+        (folder / case["place"]).write_bytes(content(case))
+    return ByteStore(LocalStore(folder))
+
+
+def test_valid_metadata_are_read(tmp_path: Path) -> None:
+    meta = read_metadata(container(tmp_path / "c"), where="c")
+    assert [(level.grid.height, level.grid.width) for level in meta.levels] == [(300, 200), (150, 100)]
+
+
+@pytest.mark.parametrize("case", cases("metadata", "faulty"), ids=ids)
+def test_faulty_metadata_give_their_reason(case: Any, tmp_path: Path) -> None:
+    store = container(tmp_path / "c", case)
+    with pytest.raises(ContainerError) as caught:
+        read_metadata(store, where="c")
+    assert caught.value.reason == case["reason"]
+
+
+# Completeness
+
+
+def test_every_reason_has_a_vector() -> None:
+    tabled = set()
+    for text in ("container.md", "payload.md"):
+        body = (FOLDER.parent / text).read_text()
+        tabled |= set(re.findall(r"^\|[^|]*\| `([a-z-]+)` \|$", body, flags=re.MULTILINE))
+    covered = {c["reason"] for c in manifest()["cases"] if "reason" in c}
+    by_absence = {"no-metadata", "chunk-absent"}  # faults without bytes: tests/faulty.py
+    whole_only = {"chunk-rest"}  # told only by a check of the whole container
+    assert tabled - covered == by_absence | whole_only
+    assert len(covered) > 35
