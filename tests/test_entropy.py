@@ -44,6 +44,22 @@ def test_a_malformed_table_is_refused() -> None:
             CDFTable(cdf, np.array([length], np.int32), np.zeros(1, np.int32))
 
 
+@pytest.mark.parametrize(
+    ("cdf", "length", "offset"),
+    [
+        (np.array([[0, 65536]], np.int32), [2], [0]),
+        (np.array([[0, 9, 65536]], np.int64), [3], [0]),
+        (np.array([0, 9, 65536], np.int32), [3], [0]),
+        (np.array([[0, 9, 65536]], np.int32), [3, 3], [0, 0]),
+        (np.array([[0, 9, 65536]], np.int32), [3], []),
+        (np.zeros((0, 3), np.int32), [], []),
+    ],
+)
+def test_a_table_of_another_shape_is_refused(cdf: np.ndarray, length: list[int], offset: list[int]) -> None:
+    with pytest.raises(ModelError):
+        CDFTable(cdf, np.array(length, np.int32), np.array(offset, np.int32))
+
+
 def rans_words(symbols: list[tuple[int, int]]) -> list[int]:
     """Plain rANS as the format describes it: (frequency, cumulative) of 16 bits each, last pushed first."""
     words: list[int] = []

@@ -17,9 +17,11 @@ from tilecodec.entropy.integer import Arithmetic
 from tilecodec.entropy.oracle import decode_payload
 from tilecodec.entropy.parameters import EntropyModel, EntropyTables
 from tilecodec.entropy.payload import TilePayload
+from tilecodec.entropy.program import Program
 from tilecodec.entropy.tables import CDFTable
 
 FOLDER = Path(__file__).parents[1] / "formats" / "vectors"
+CPU = torch.device("cpu")
 ARITHMETICS: tuple[Arithmetic, ...] = ("int8", "float32", "float64")
 Symbols = tuple[np.ndarray, np.ndarray]
 
@@ -64,11 +66,18 @@ class Recorder(EntropyModel):
         return code
 
 
+def codec_of(
+    program: Program, both: EntropyTables, stride: int, arithmetic: Arithmetic, device: torch.device = CPU
+) -> tuple[TileCodec, Recorder]:
+    """The fast path of a program; ``stride`` in pixels per hyper-latent position."""
+    model = Recorder(program, device=device, arithmetic=arithmetic)
+    return TileCodec(model, both, program.z_median, stride // 4, torch.nn.Identity()), model
+
+
 def fast(name: str, arithmetic: Arithmetic = "auto") -> tuple[TileCodec, Recorder]:
     """The fast path of a vector model."""
     m = vector_model(name)
-    model = Recorder(m.program, device=torch.device("cpu"), arithmetic=arithmetic)
-    return TileCodec(model, tables(name), m.program.z_median, m.stride // 4, torch.nn.Identity()), model
+    return codec_of(m.program, tables(name), m.stride, arithmetic)
 
 
 def decoded(codec: TileCodec, model: Recorder, payloads: list[TilePayload]) -> list[Symbols]:
