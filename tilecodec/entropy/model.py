@@ -99,8 +99,8 @@ class CodecModel:
         stride = self.config.y_stride
         rows, cols = (slice(s.start // stride, s.stop // stride) for s in core)
         with self._turn, torch.inference_mode():
-            x = self._pixels(window)
-            y = self.network.analyse(x)[0, :, rows, cols]
+            levels = torch.from_numpy(window).to(self.device)
+            y = self.network.analyse_levels(levels)[0, :, rows, cols]
             return y.float() * self.gain(quality)[0].to(self.device)
 
     def hyper_analyse(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,9 +133,7 @@ class CodecModel:
             )
             rate = torch.full((1,), self.rate(quality), device=self.device)
             x0 = self.network.denoise(y_hat, scale, rate).x0
-            pixels = self.network.render(x0.to(self.dtype))[0].float()
-            levels = pixels.add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-            return np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy())
+            return self.network.render_levels(x0.to(self.dtype)).cpu().numpy()
 
     @lru_cache(maxsize=64)  # noqa: B019  # models live as long as the process
     def constant_latent(self, colour: tuple[int, int, int], quality: float) -> tuple[Tensor, Tensor]:
@@ -152,11 +150,6 @@ class CodecModel:
         _, inverse = self.gain(quality)
         middle = y[:, y.shape[1] // 2, y.shape[2] // 2, None, None]
         return torch.round(middle) * inverse, 0.11 * inverse.expand_as(middle)
-
-    def _pixels(self, window: NDArray[np.uint8]) -> Tensor:
-        """uint8 (H, W, 3) to float32 (1, 3, H, W) in [-1, 1]."""
-        x = torch.from_numpy(window).to(self.device).permute(2, 0, 1)[None].float()
-        return x.div_(127.5).sub_(1)
 
 
 def load_model(name: str = "default", *, device: Device = "auto", precision: Precision = "auto") -> CodecModel:

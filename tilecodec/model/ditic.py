@@ -71,6 +71,14 @@ class DiTIC(nn.Module):
         aux = None if self.aux_codec is None else self.aux_codec((x_B3HW + 1) / 2)
         return self.codec.g_a(latent, aux)  # type: ignore[no-any-return]
 
+    def analyse_levels(self, levels: Tensor) -> Tensor:
+        """For inference, :meth:`analyse` of uint8 (H, W, 3): the code (1, Cy, h, w)."""
+        if isinstance(self.vae, LightVAE) and self.aux_codec is None:
+            latent = self.vae.encode_levels(levels)
+            return self.codec.g_a(_scaled(latent, self.config.vae.scaling_factor), None)  # type: ignore[no-any-return]
+        x = levels.permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
+        return self.analyse(x.to(next(self.parameters()).dtype))
+
     def encode_latent(self, x_B3HW: Tensor) -> Tensor:
         """Pixels to the scaled VAE latent."""
         return self.vae.encode(x_B3HW) * self.config.vae.scaling_factor  # type: ignore[operator,no-any-return]
@@ -102,3 +110,14 @@ class DiTIC(nn.Module):
     def render(self, x0: Tensor) -> Tensor:
         """Denoised latent to pixels clamped to [-1, 1], (B, 3, H, W)."""
         return self.vae.decode(x0 / self.config.vae.scaling_factor).clamp(-1, 1)  # type: ignore[operator,no-any-return]
+
+    def render_levels(self, x0: Tensor) -> Tensor:
+        """For inference, :meth:`render` of one picture's latent as uint8 (H, W, 3)."""
+        if isinstance(self.vae, LightVAE):
+            return self.vae.decode_levels(_scaled(x0, 1 / self.config.vae.scaling_factor))
+        pixels = self.render(x0)[0].float()
+        return pixels.add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous()
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else x * factor

@@ -17,6 +17,10 @@ from tilecodec.model.config import VAEConfig
 
 BLOCK = 8
 """Side of the block transform, in pixels."""
+HALF_RANGE = 127.5
+"""Grey levels to a unit of the pixels' range."""
+STRIP = 2048
+"""Blocks that the float32 ends take at a time: their values stay in the cache."""
 
 
 def block_transform() -> Tensor:
@@ -53,6 +57,10 @@ def coefficient_gains() -> Tensor:
 class LightVAE(nn.Module):
     """Pixels in [-1, 1] (B, 3, H, W) to latents (B, latent_channels, H/16, W/16) and back."""
 
+    from_levels: nn.Linear
+    to_levels: nn.Linear
+    """The merged ends, after :meth:`merge_ends`."""
+
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         c8, c16 = config.widths
@@ -74,7 +82,6 @@ class LightVAE(nn.Module):
         )
         self.back = nn.Conv2d(coefficients, coefficients, 1)
         self.lap = nn.Conv2d(c8, coefficients, 3, padding=1, bias=False) if config.lapped else None
-        self.merged = False
         self._start()
 
     def _start(self) -> None:
@@ -96,50 +103,93 @@ class LightVAE(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], H and W multiples of 16, to (B, latent_channels, H/16, W/16)."""
-        trunk = self.front(F.pixel_unshuffle(x, BLOCK))
-        if self.merged:
-            return self.encoder[1:](trunk.to(self._trunk_dtype))  # type: ignore[no-any-return]
-        return self.encoder(trunk)  # type: ignore[no-any-return]
+        return self.encoder(self.front(F.pixel_unshuffle(x, BLOCK)))  # type: ignore[no-any-return]
 
     def decode(self, latent: Tensor) -> Tensor:
         """(B, latent_channels, h, w) to pixels about [-1, 1], (B, 3, 16 h, 16 w), not clamped."""
         trunk = self.decoder[:-1](latent)
-        if self.merged:
-            blocks = self.back(trunk.to(self.back.weight.dtype))
-        else:
-            blocks = self.back(self.decoder[-1](trunk))
+        blocks = self.back(self.decoder[-1](trunk))
         if self.lap is not None:
             blocks = blocks + self.lap(trunk)
         return F.pixel_shuffle(blocks, BLOCK)
 
     def merge_ends(self) -> None:
-        """For inference: each block transform and the pointwise layer beside it become one float32 layer.
+        """For inference: the ends go from and to grey levels, see :meth:`encode_levels` and :meth:`decode_levels`.
 
+        Each block transform and the pointwise layer beside it become one float32 layer, with the scaling of pixels.
         Call it while all weights are float32. The merged layers stay float32 when the trunk does not
         (:meth:`keep_ends_exact`): bf16 would round pixels to half a grey level.
         """
         first, last = cast(nn.Conv2d, self.encoder[0]), cast(nn.Conv2d, self.decoder[-1])
-        self.front = _product(first, self.front)
-        self.back = _product(self.back, last)
-        self.merged = True
+        weight, bias = _product(first, self.front)
+        self.from_levels = _linear(_interleaved(weight.T).T / HALF_RANGE, bias - weight.sum(1))
+        weight, bias = _product(self.back, last)
+        self.to_levels = _linear(_interleaved(weight) * HALF_RANGE, (_interleaved(bias) + 1) * HALF_RANGE)
+        if self.lap is not None:
+            self.lap.weight = nn.Parameter(_interleaved(self.lap.weight) * HALF_RANGE, requires_grad=False)
+        self.encoder, self.decoder = self.encoder[1:], self.decoder[:-1]
+        del self.front, self.back
 
     def keep_ends_exact(self) -> None:
         """Puts the merged layers back to float32 after the network was cast."""
-        self.front.float()
-        self.back.float()
+        self.from_levels.float()
+        self.to_levels.float()
+
+    def encode_levels(self, levels: Tensor) -> Tensor:
+        """After :meth:`merge_ends`: uint8 (H, W, 3), sides multiples of 16, to (1, latent_channels, H/16, W/16)."""
+        height, width, _ = levels.shape
+        rows, cols = height // BLOCK, width // BLOCK
+        blocks = _swap_rows(levels.contiguous().reshape(rows, BLOCK, cols, 3 * BLOCK)).reshape(rows * cols, -1)
+        weight, bias = self.from_levels.weight, self.from_levels.bias
+        trunk = torch.empty(rows * cols, weight.shape[0], dtype=self._trunk_dtype, device=levels.device)
+        for part, out in zip(blocks.split(STRIP), trunk.split(STRIP), strict=True):
+            out.copy_(F.linear(part.float(), weight, bias))
+        return self.encoder(trunk.reshape(1, rows, cols, -1).permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+
+    def decode_levels(self, latent: Tensor) -> Tensor:
+        """After :meth:`merge_ends`: (1, latent_channels, h, w) to uint8 (16 h, 16 w, 3)."""
+        trunk = self.decoder(latent)
+        _, _, rows, cols = trunk.shape
+        parts = trunk.permute(0, 2, 3, 1).reshape(rows * cols, -1).split(STRIP)
+        lapped = None
+        if self.lap is not None:
+            lapped = self.lap(trunk).permute(0, 2, 3, 1).reshape(rows * cols, -1).split(STRIP)
+        weight, bias = self.to_levels.weight, self.to_levels.bias
+        blocks = torch.empty(rows * cols, weight.shape[0], dtype=torch.uint8, device=latent.device)
+        for n, out in enumerate(blocks.split(STRIP)):
+            values = F.linear(parts[n].float(), weight, bias)
+            if lapped is not None:
+                values += lapped[n]
+            out.copy_(values.round_().clamp_(0, 255))
+        levels = _swap_rows(blocks.reshape(rows, cols, BLOCK, 3 * BLOCK))
+        return levels.reshape(rows * BLOCK, cols * BLOCK, 3)
 
     @property
     def _trunk_dtype(self) -> torch.dtype:
-        return cast(nn.Conv2d, self.encoder[0]).weight.dtype
+        return next(self.encoder.parameters()).dtype
 
 
-def _product(outer: nn.Conv2d, inner: nn.Conv2d) -> nn.Conv2d:
-    """One pointwise layer that does ``outer(inner(x))``, multiplied out in float64."""
+def _product(outer: nn.Conv2d, inner: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one pointwise layer that does ``outer(inner(x))``, float64."""
     a, b = outer.weight[:, :, 0, 0].double(), inner.weight[:, :, 0, 0].double()
     assert outer.bias is not None
     assert inner.bias is not None
-    layer = nn.Conv2d(inner.in_channels, outer.out_channels, 1)
-    with torch.no_grad():
-        layer.weight.copy_((a @ b)[:, :, None, None])
-        cast(Tensor, layer.bias).copy_(a @ inner.bias.double() + outer.bias.double())
+    return a @ b, a @ inner.bias.double() + outer.bias.double()
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0]).requires_grad_(False)
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
     return layer
+
+
+def _interleaved(x: Tensor) -> Tensor:
+    """The first axis from pixel-unshuffle order (channel, row, column) to (row, column, channel)."""
+    order = torch.arange(3 * BLOCK * BLOCK).reshape(3, BLOCK, BLOCK).permute(1, 2, 0).reshape(-1)
+    return x[order]
+
+
+def _swap_rows(x: Tensor) -> Tensor:
+    """uint8 (a, b, c, 24) to (a, c, b, 24): lines of eight pixels are moved as three 64-bit words."""
+    return x.view(torch.int64).transpose(1, 2).contiguous().view(torch.uint8)
