@@ -20,7 +20,7 @@ from tilecodec.model.config import DiTICConfig
 from tilecodec.model.guidance import LatentGuidance
 from tilecodec.model.latent_codec import LatentCodec
 from tilecodec.model.light_vae import LightVAE
-from tilecodec.model.transformer import SanaTransformer
+from tilecodec.model.transformer import SanaTransformer, library_transformer
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,8 @@ class DiTIC(nn.Module):
         self.DiT: nn.Module | None = None
         self.prompter: LatentGuidance | None = None
         if config.transformer is not None:
-            self.DiT = SanaTransformer(config.transformer, latent, config.guidance.caption_channels)
+            make = SanaTransformer if config.vae.kind == "light" else library_transformer
+            self.DiT = make(config.transformer, latent, config.guidance.caption_channels)
             self.prompter = LatentGuidance(config.guidance, config.codec.prompt_channels)
 
     def analyse(self, x_B3HW: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The diffusion transformer: SANA's linear attention, cross attention to the caption, and gated convolutions.
 
-Tensor names and arithmetic are those of diffusers' ``SanaTransformer2DModel`` without positional encoding. Written anew
-because importing that class loads most of diffusers, which takes longer than decoding a picture.
+The authors' network runs on diffusers' ``SanaTransformer2DModel`` (:func:`library_transformer`). Importing that class
+takes longer than decoding a picture with the small default model, so that one runs on :class:`SanaTransformer`: the
+same tensor names and the same arithmetic without positional encoding, tested against the library's.
 
 Shape legend: B batch; h, w latent positions; N = h w / patch_size^2 tokens; D = heads x head size; T caption tokens.
 
@@ -21,6 +22,35 @@ from tilecodec.model.config import TransformerConfig
 
 TIME_CHANNELS = 256
 """Sines and cosines that a timestep is embedded as."""
+
+
+def library_transformer(config: TransformerConfig, channels: int, caption_channels: int) -> nn.Module:
+    """diffusers' transformer, called like :class:`SanaTransformer` and with the same tensor names."""
+    from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
+
+    class LibraryTransformer(SanaTransformer2DModel):
+        def forward(self, latent: Tensor, caption: Tensor, timestep: Tensor) -> Tensor:
+            velocity: Tensor = super().forward(
+                latent, encoder_hidden_states=caption, timestep=timestep, return_dict=False
+            )[0]
+            return velocity
+
+    transformer: nn.Module = LibraryTransformer(
+        in_channels=channels,
+        out_channels=channels,
+        num_attention_heads=config.num_attention_heads,
+        attention_head_dim=config.attention_head_dim,
+        num_layers=config.num_layers,
+        num_cross_attention_heads=config.num_cross_attention_heads,
+        cross_attention_head_dim=config.cross_attention_head_dim,
+        cross_attention_dim=config.num_cross_attention_heads * config.cross_attention_head_dim,
+        caption_channels=caption_channels,
+        mlp_ratio=config.mlp_ratio,
+        patch_size=config.patch_size,
+        sample_size=32,
+        interpolation_scale=None,
+    )
+    return transformer
 
 
 class SanaTransformer(nn.Module):
