@@ -18,6 +18,8 @@ MEASUREMENTS: Final = (
     "memory",
     "rate_quality",
     "integer_cost",
+    "entropy_matrix",
+    "fuzz",
 )
 
 

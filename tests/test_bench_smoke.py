@@ -24,6 +24,8 @@ ROWS = {
     "memory": 2,
     "rate_quality": 4,
     "integer_cost": 4,
+    "entropy_matrix": 25,
+    "fuzz": 20,
     "rate_quality_reference": 10,
 }
 """Fewest rows of each table in a smoke run."""
