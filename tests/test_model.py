@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -43,3 +45,13 @@ def test_grey_levels_go_the_way_of_pixels(lapped: bool, size: tuple[int, int]) -
         assert actual.shape == (*size, 3)
         assert (actual - expected).abs().max() <= 0.5 + 1e-3
         assert expected.std() > 20
+
+
+def test_loading_a_model_imports_no_compiler() -> None:
+    code = (
+        "import sys; from tilecodec.entropy.model import load_model; load_model(sys.argv[1]); "
+        "print(sorted({'diffusers', 'transformers', 'sympy', 'torch._dynamo'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, tiny.tiny_model()]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -256,11 +256,12 @@ class AssemblyLine:
             self._write_oldest()
 
     def close(self) -> None:
-        """Ends the reader. What is still being coded is forgotten."""
+        """Ends the reader. What has not begun is never coded."""
         self._reader.shutdown(cancel_futures=True)
-        for _, chunk in self._waiting:
-            for group in chunk.groups:
-                group.cancel()
+        for group in (group for _, chunk in self._waiting for group in chunk.groups):
+            if not group.cancel() and group.done() and group.exception() is None:
+                for payload in group.result().values():
+                    payload.cancel()
 
     def _write_oldest(self) -> None:
         level, chunk = self._waiting.popleft()

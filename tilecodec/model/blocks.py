@@ -175,6 +175,12 @@ def depth_blocks(channels: int, count: int) -> list[nn.Module]:
     return [DepthConvBlock(channels, channels) for _ in range(count)]
 
 
+def random_start(*shape: int, std: float) -> nn.Parameter:
+    """A learned table that starts at random; on the meta device, where normal draws import torch's compiler, empty."""
+    table = torch.empty(shape)
+    return nn.Parameter(table if table.is_meta else nn.init.normal_(table, std=std))
+
+
 def quadtree_masks(height: int, width: int, *, device: torch.device | None = None) -> Tensor:
     """Which positions each channel group codes at each step.
 

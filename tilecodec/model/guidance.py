@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tilecodec.model.blocks import random_start
 from tilecodec.model.config import GuidanceConfig
 
 
@@ -19,7 +20,7 @@ class LatentGuidance(nn.Module):
         super().__init__()
         self.pooled_tokens = config.pooled_tokens
         wide = config.caption_channels
-        self.pattern = nn.Parameter(torch.randn(1, config.learned_tokens, prompt_channels) * 0.02)
+        self.pattern = random_start(1, config.learned_tokens, prompt_channels, std=0.02)
         self.align = nn.Sequential(
             nn.Linear(prompt_channels, wide), nn.SiLU(), nn.Linear(wide, wide), nn.SiLU(), nn.Linear(wide, wide)
         )

@@ -166,7 +166,8 @@ class RateGains(nn.Module):
 
     def __init__(self, points: int, channels: int, start: float = -0.4, span: float = 2.6) -> None:
         super().__init__()
-        logs = torch.linspace(start, start + span, points)[:, None].expand(points, channels)
+        # on the CPU always: on the meta device these operations would import torch's compiler
+        logs = torch.linspace(start, start + span, points, device="cpu")[:, None].expand(points, channels)
         self.log_gain = nn.Parameter(logs.clone())
         self.log_inverse = nn.Parameter(-logs.clone())
 

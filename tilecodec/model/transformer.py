@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tilecodec.model.blocks import random_start
 from tilecodec.model.config import TransformerConfig
 
 TIME_CHANNELS = 256
@@ -65,7 +66,7 @@ class SanaTransformer(nn.Module):
         self.caption_projection = _TwoLinear(caption_channels, width)
         self.caption_norm = _RMSNorm(width)
         self.transformer_blocks = nn.ModuleList([_Block(config, width) for _ in range(config.num_layers)])
-        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
+        self.scale_shift_table = random_start(2, width, std=width**-0.5)
         self.proj_out = nn.Linear(width, p * p * channels)
 
     def forward(self, latent: Tensor, caption: Tensor, timestep: Tensor) -> Tensor:
@@ -211,7 +212,7 @@ class _Block(nn.Module):
         self.attn1 = _LinearAttention(width, config.num_attention_heads)
         self.attn2 = _CrossAttention(width, config.num_cross_attention_heads, config.cross_attention_head_dim)
         self.ff = _GatedConv(width, int(config.mlp_ratio * width))
-        self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
+        self.scale_shift_table = random_start(6, width, std=width**-0.5)
 
     def forward(self, x: Tensor, caption: Tensor, modulation: Tensor, rows: int, cols: int) -> Tensor:
         batch = x.shape[0]
