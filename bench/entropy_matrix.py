@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     bench = start(parser, args, "entropy_matrix", argv)
     if bench.smoke:
-        args.tiles, args.tile = GROUP, 64
+        args.tiles, args.tile = GROUP, 128
     tallies, oracle, other_bytes = run(bench, args)
     rows = [
         row({"arithmetic": s.arithmetic, "threads": s.threads, "onednn": s.mkldnn, "batch": s.batch}, tally)

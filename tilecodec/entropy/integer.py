@@ -176,8 +176,11 @@ def _named(program: Program, op: str) -> list[str]:
 
 @lru_cache(maxsize=8)
 def pick_arithmetic(device: torch.device) -> Literal["int8", "float32"]:
-    """``int8`` where the device's int8 products come out exactly even at the extremes, else ``float32``."""
-    if device.type != "cpu" or not hasattr(torch, "_int_mm"):
+    """``int8`` where the device's int8 products come out exactly even at the extremes, else ``float32``.
+
+    Without oneDNN they are exact but far slower.
+    """
+    if device.type != "cpu" or not hasattr(torch, "_int_mm") or not torch.backends.mkldnn.is_available():
         return "float32"
     try:
         for count, inner in ((2, 8), (64, 256), (70, 515)):
