@@ -15,7 +15,7 @@ import tiny
 from skimage import data
 
 import tilecodec
-from tilecodec.container.chunk import TileState, index_bytes, pack_chunk, parse_index
+from tilecodec.container.chunk import TileState, index_bytes, pack_chunk, pack_colour, parse_index
 from tilecodec.entropy.payload import parse_payload
 
 PICTURE = data.coffee()[:300, :290]
@@ -272,6 +272,7 @@ FAULTS = [
     tile("index-state", lambda _: (4, b"")),
     tile("tile-lost", lambda _: (TileState.LOST, b"")),
     tile("empty-colour", lambda _: (TileState.EMPTY, b"rgba")),
+    tile("colour-crc", lambda _: (TileState.EMPTY, flip(1)(pack_colour(b"rgb")))),
     tile("limit-payload-bytes", lambda _: (TileState.CODED, bytes((16 << 20) + 1))),
     tile("payload-length", lambda raw: (TileState.CODED, raw[:7])),
     tile("payload-crc", lambda raw: (TileState.CODED, flip(-1)(raw))),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tilecodec.container.chunk import TileState, pack_chunk
+from tilecodec.container.chunk import TileState, pack_chunk, pack_colour
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
 from tilecodec.entropy.codec import POOL
@@ -223,7 +223,9 @@ class LevelEncoder:
         """Puts a chunk into the store, waiting for what is not coded yet."""
         coded = {at: future for group in chunk.groups for at, future in group.result().items()}
         tiles = [
-            (TileState.EMPTY, chunk.empty[at]) if at in chunk.empty else (TileState.CODED, coded[at].result())
+            (TileState.EMPTY, pack_colour(chunk.empty[at]))
+            if at in chunk.empty
+            else (TileState.CODED, coded[at].result())
             for at in chunk.positions
         ]
         data = pack_chunk(chunk.rows, chunk.cols, tiles)

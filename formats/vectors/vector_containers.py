@@ -18,6 +18,11 @@ PLACE: Final = {"model": "plain", "height": 150, "width": 100, "tile": 64, "stri
 """The level: 3 x 2 tiles in 2 x 1 chunks."""
 
 
+def colour(rgb: bytes) -> bytes:
+    """An empty tile's bytes."""
+    return rgb + struct.pack("<I", google_crc32c.value(rgb))
+
+
 def chunk(
     tiles: list[tuple[int, bytes]],
     rows: int = 2,
@@ -70,7 +75,7 @@ def valid_chunks() -> Iterator[Case]:
         t = coded(height, width, style)
         return CODED, t.payload(), t
 
-    empty, nodata = (EMPTY, b"\x00\x80\xff", None), (NODATA, b"", None)
+    empty, nodata = (EMPTY, colour(b"\x00\x80\xff"), None), (NODATA, b"", None)
     yield case("all-states", 0, (2, 2), [whole(64, 64), empty, nodata, whole(64, 36)])
     yield case("all-coded", 0, (2, 2), [whole(64, 64, "wild"), whole(64, 36), whole(64, 64), whole(64, 36)])
     yield case("last-row", 1, (1, 2), [whole(22, 64), whole(22, 36)])
@@ -81,7 +86,7 @@ def valid_chunks() -> Iterator[Case]:
 def faulty_chunks() -> Iterator[Case]:
     """Chunks that break one rule each; ``row`` and ``col`` name a tile whose reading gives the reason."""
     first, second = coded(64, 64), coded(64, 36)
-    good = [(CODED, first.payload()), (EMPTY, b"\x00\x80\xff"), (NODATA, b""), (CODED, second.payload())]
+    good = [(CODED, first.payload()), (EMPTY, colour(b"\x00\x80\xff")), (NODATA, b""), (CODED, second.payload())]
 
     def case(reason: str, what: str, data: bytes, row: int = 0, col: int = 0) -> Case:
         facts = PLACE | {"chunk_row": 0, "chunk_col": 0, "row": row, "col": col, "reason": reason}
@@ -111,14 +116,16 @@ def faulty_chunks() -> Iterator[Case]:
     yield case("index-state", "elsewhere", chunk(with_tile(3, 9, b"")))
     yield case("tile-lost", "first", chunk(with_tile(0, LOST, b"")))
     yield case("tile-lost", "last", chunk(with_tile(3, LOST, b"")), 1, 1)
-    for size in (0, 1, 2, 4, 100):
+    for size in (0, 3, 6, 8, 100):
         yield case("empty-colour", f"{size}", chunk(with_tile(1, EMPTY, bytes(size))), 0, 1)
+    yield case("colour-crc", "bit", chunk(with_tile(1, EMPTY, b"\x01" + colour(b"\x00\x80\xff")[1:])), 0, 1)
+    yield case("colour-crc", "zeros", chunk(with_tile(1, EMPTY, bytes(7))), 0, 1)
     yield case("limit-payload-bytes", "length", chunk(good, lengths={0: (16 << 20) + 1}))
     yield case("limit-payload-bytes", "largest", chunk(good, lengths={3: 0xFFFFFFFF}), 1, 1)
     yield case("chunk-length", "cut", whole[:-1], 1, 1)
     yield case("chunk-length", "index-only", whole[:32])
     yield case("chunk-length", "stated", chunk(good, lengths={3: len(good[3][1]) + 4}), 1, 1)
-    yield case("chunk-length", "colour", chunk([(EMPTY, b"abc")] * 4)[:-2], 1, 1)
+    yield case("chunk-length", "colour", chunk([(EMPTY, colour(b"abc"))] * 4)[:-2], 1, 1)
     yield case("payload-length", "none", chunk(with_tile(0, CODED, b"")))
     yield case("payload-crc", "in-chunk", chunk(with_tile(0, CODED, bytes([2]) + good[0][1][1:])))
     yield case("payload-crc", "shifted", chunk(good, lengths={0: len(good[0][1]) - 4}))

@@ -27,9 +27,41 @@ class TileState(enum.IntEnum):
     CODED = 1
     """An entropy-coded payload."""
     EMPTY = 2
-    """One constant colour; the payload is its three bytes, R G B."""
+    """One constant colour; see :func:`pack_colour`."""
     NODATA = 3
     """No data by intent; no payload. Reads as the array's fill value."""
+
+
+COLOUR: Final = struct.Struct("<3sI")
+"""An empty tile's bytes: R G B, and their CRC32C."""
+
+
+def pack_colour(colour: bytes) -> bytes:
+    """What is stored of an empty tile.
+
+    Args:
+        colour: R, G, B.
+    """
+    return COLOUR.pack(colour, google_crc32c.value(colour))
+
+
+def parse_colour(data: bytes, where: str) -> tuple[int, int, int]:
+    """The inverse of :func:`pack_colour`.
+
+    Raises:
+        CorruptTileError: the bytes fail their CRC.
+    """
+    colour, crc = COLOUR.unpack(data)
+    actual = google_crc32c.value(colour)
+    if actual != crc:
+        raise CorruptTileError(
+            "an empty tile's colour fails its CRC32C",
+            got=f"{actual:08x}",
+            expected=f"{crc:08x}",
+            where=where,
+            reason="colour-crc",
+        )
+    return colour[0], colour[1], colour[2]
 
 
 @dataclass(frozen=True, slots=True)

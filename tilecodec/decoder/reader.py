@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tilecodec.container.chunk import ChunkIndex, TileEntry, TileState, index_bytes, parse_index
+from tilecodec.container.chunk import COLOUR, ChunkIndex, TileEntry, TileState, index_bytes, parse_colour, parse_index
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
 from tilecodec.decoder.cache import BoundedCache
@@ -97,11 +97,11 @@ class TileReader:
         entry, where = self.entry(at), self.layout.where(at)
         if entry.state is TileState.LOST:
             raise LostTileError("a tile is marked as lost", where=where, reason="tile-lost")
-        if entry.state is TileState.EMPTY and entry.length != 3:
+        if entry.state is TileState.EMPTY and entry.length != COLOUR.size:
             raise CorruptTileError(
                 "an empty tile needs one colour",
                 got=entry.length,
-                expected="3 bytes",
+                expected=f"{COLOUR.size} bytes",
                 where=where,
                 reason="empty-colour",
             )
@@ -109,7 +109,7 @@ class TileReader:
         data = self._bytes(at, entry, where) if entry.length else b""
         if entry.state is TileState.CODED:
             return StoredTile(at, entry.state, BLACK, self._payload(at, data, where))
-        colour = (data[0], data[1], data[2]) if entry.state is TileState.EMPTY else BLACK
+        colour = parse_colour(data, where) if entry.state is TileState.EMPTY else BLACK
         return StoredTile(at, entry.state, colour, None)
 
     def _bytes(self, at: TilePosition, entry: TileEntry, where: str) -> bytes:
