@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import catalogue
 import dask.array
 import numpy as np
 import pytest
 import tiny
+import torch
 import zarr
 
 import tilecodec
+from tilecodec.decoder import engine, tiles
 from tilecodec.decoder.reference import decode_reference
 from tilecodec.encoder import level_sizes
 from tilecodec.entropy.codec import SingleThreadPool
@@ -147,6 +153,35 @@ def test_workers_compute_on_one_thread() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+class DoneAtOnce:
+    """A pool whose jobs are done before whoever submits them is told: what a quick worker may do."""
+
+    workers = 1
+
+    def submit(self, call: Callable[..., Any], *args: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(call(*args))
+        return future
+
+
+def test_jobs_may_be_done_at_once(containers: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = containers["part-empty"]
+    wanted = tilecodec.open(path)[...]
+    monkeypatch.setattr(tiles, "POOL", DoneAtOnce())
+    monkeypatch.setattr(engine, "POOL", DoneAtOnce())
+    found: list[np.ndarray] = []
+    reader = threading.Thread(target=lambda: found.append(tilecodec.open(path)[...]), daemon=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        reader.start()
+        reader.join(120)
+    finally:
+        torch.set_num_threads(before)
+    assert not reader.is_alive(), "the read waits for itself"
+    np.testing.assert_array_equal(found[0], wanted)
 
 
 def test_the_pyramid_is_made_of_two_by_two_means(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class LevelDecoder:
         )
         self._windows: BoundedCache[TilePosition, NDArray[np.uint8]] = BoundedCache(cache_bytes)
         self._pending: dict[TilePosition, Future[NDArray[np.uint8]]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a job that is done at once tells so within the lock
 
     def _rows_bytes(self) -> int:
         """Bytes of three rows of decoded tiles, which windows in order need, within reason."""

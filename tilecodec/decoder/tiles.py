@@ -65,7 +65,7 @@ class TileFetcher:
         self._reader, self.layout, self._model = TileReader(store, layout, limits), layout, model
         self._tiles: BoundedCache[TilePosition, DecodedTile] = BoundedCache(cache_bytes)
         self._pending: dict[TilePosition, Future[DecodedTile]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a job that is done at once tells so within the lock
 
     def request(self, at: TilePosition) -> Callable[[], DecodedTile]:
         """Starts fetching and decoding a tile; the returned call waits for it.
