@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import catalogue
@@ -232,3 +234,59 @@ def test_images_that_fill_travel_between_processes(copy: Path) -> None:
     )
     lose(copy, (0, 0))
     assert (again()[:, :50, :50] == np.array(FILL)[:, None, None]).all()
+
+
+class Web(BaseHTTPRequestHandler):
+    """Serves the folder ``root`` with ranges."""
+
+    root: Path
+    broken = "nothing"
+    """What a path ends in that the server fails to serve."""
+
+    def do_GET(self) -> None:
+        file = self.root / self.path[1:]
+        if self.path.endswith(self.broken):
+            self._answer(500)
+        elif not file.is_file():
+            self._answer(404)
+        else:
+            data = file.read_bytes()
+            first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+            part = data[int(first) : int(last) + 1 if last else None]
+            self._answer(206 if part else 416, part)
+
+    def _answer(self, status: int, data: bytes = b"") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing to standard error."""
+
+
+@pytest.fixture
+def web(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of ``copy``."""
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(Web, "root", copy.parent, raising=False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Web)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/{copy.name}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_chunk_cut_short_is_found_over_http_too(web: str, copy: Path) -> None:
+    chunk = copy / faulty.CHUNK
+    chunk.write_bytes(chunk.read_bytes()[:40])
+    image = tilecodec.open(web, on_error="fill", fill=FILL)
+    np.testing.assert_array_equal(image[...], decode_reference(copy, fill=FILL).transpose(2, 0, 1))
+    assert [error.reason for error in image.errors] == ["chunk-length"] * 4
+
+
+def test_a_server_that_fails_is_a_storage_error(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Web, "broken", faulty.CHUNK)
+    with pytest.raises(StorageError, match="500") as caught:
+        tilecodec.open(web, on_error="fill")[...]
+    assert faulty.CHUNK in str(caught.value.where)

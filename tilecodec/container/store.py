@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,7 +57,12 @@ class ByteStore:
 
     def _read(self, key: str, request: RangeByteRequest | OffsetByteRequest | None) -> bytes | None:
         prototype = default_buffer_prototype()
-        buffer = self._run(self.store.get(self._key(key), prototype, byte_range=request), key)
+        try:
+            buffer = self._run(self.store.get(self._key(key), prototype, byte_range=request), key)
+        except StorageError as error:
+            if getattr(error.__cause__, "status", None) == 416:  # HTTP: the range begins behind the end
+                return b""
+            raise
         return None if buffer is None else buffer.to_bytes()
 
     def _key(self, key: str) -> str:
@@ -65,11 +71,19 @@ class ByteStore:
     def _run(self, call: Coroutine[Any, Any, T], key: str) -> T:
         try:
             return sync(call)
-        except OSError as error:
-            hint = "Free some space and continue with --resume" if error.errno == errno.ENOSPC else None
-            raise StorageError(
-                f"the store failed: {error.strerror or error}", where=f"{self.store}/{self._key(key)}", hint=hint
-            ) from error
+        except _failures() as error:
+            hint = None
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                hint = "Free some space and continue with --resume"
+            text = getattr(error, "strerror", None) or error
+            where = f"{self.store}/{self._key(key)}"
+            raise StorageError(f"the store failed: {text}", where=where, hint=hint) from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What a failing store raises: OSError, but for fsspec over HTTP, which lets errors of aiohttp through."""
+    aiohttp = sys.modules.get("aiohttp")
+    return (OSError,) if aiohttp is None else (OSError, aiohttp.ClientError)
 
 
 def open_store(path: str | os.PathLike[str], *, read_only: bool) -> ByteStore:
