@@ -39,7 +39,8 @@ def test_gaussian_rows_follow_their_scales() -> None:
 
 def test_a_malformed_table_is_refused() -> None:
     good = np.array([[0, 40000, 65536]], np.int32)
-    for cdf, length in ((good + 1, 3), (np.array([[0, 0, 65536]], np.int32), 3), (good, 4), (good, 2)):
+    around = np.array([[0, 2**31 - 1, -2, 65536]], np.int32)  # every step is positive in 32 bits that wrap
+    for cdf, length in ((good + 1, 3), (np.array([[0, 0, 65536]], np.int32), 3), (good, 4), (good, 2), (around, 4)):
         with pytest.raises(ModelError):
             CDFTable(cdf, np.array([length], np.int32), np.zeros(1, np.int32))
 

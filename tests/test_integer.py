@@ -28,7 +28,7 @@ from tilecodec.entropy.model import load_model
 from tilecodec.entropy.parameters import EntropyTables
 from tilecodec.entropy.payload import parse_payload
 from tilecodec.entropy.program import MAX_CHANNELS, MAX_INSTRUCTIONS, Instruction, Layer, Program, parse_program
-from tilecodec.entropy.quantise import CalibrationTile, quantise
+from tilecodec.entropy.quantise import CalibrationTile, _Value, _Writer, quantise
 from tilecodec.entropy.tables import CDFTable, gaussian_table, scale_table
 from tilecodec.errors import ModelError
 from tilecodec.model.config import official_config
@@ -290,6 +290,26 @@ def test_symbols_do_not_depend_on_the_precision_of_float_products(precision: str
         torch.set_float32_matmul_precision(before)
 
 
+def test_latents_do_not_depend_on_the_caller_s_settings() -> None:
+    """Neither autocast nor another default type, which a program around ours may have set."""
+    tiles = known("full")
+    payloads = [parse_payload(p, "tile") for p in tiles.payloads]
+    for arithmetic in ARITHMETICS:
+        codec, _ = vectors.codec_of(tiles.model.program, tiles.tables, tiles.model.stride, arithmetic)
+        alone = [codec.decode(p, "tile") for p in payloads]
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                again = [codec.decode(p, "tile") for p in payloads]
+        finally:
+            torch.set_default_dtype(before)
+        for a, b in zip(alone, again, strict=True):
+            assert a.y_hat.dtype == b.y_hat.dtype == b.scale.dtype == torch.float32
+            assert torch.equal(a.y_hat, b.y_hat)
+            assert torch.equal(a.scale, b.scale)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["tiny", "plain", "full", "extreme"])
 @pytest.mark.parametrize("arithmetic", ["float32", "float64"])
@@ -492,3 +512,22 @@ def test_a_program_survives_its_file_form() -> None:
         program = model.program
         assert program.header() == model.header
         assert set(program.tensors()) == set(model.tensors)
+
+
+def test_a_converted_layer_s_bias_leaves_room_for_its_rounding() -> None:
+    """The largest shifts add up to 2^29 to a sum: a bias at the bound must stay within 32 bits all the same."""
+    conv = torch.nn.Conv2d(1, 1, 1)
+    for sign in (1, -1):
+        with torch.no_grad():
+            conv.weight.fill_(1e-4)
+            torch.nn.init.constant_(conv.bias, sign * 1e4)
+        writer = _Writer({"fine": 12, "coarse": 0})
+        writer.begin("hyper")
+        with torch.no_grad():
+            x, out = (_Value(name, name, torch.zeros(1)) for name in ("fine", "coarse"))
+            writer.convolution(x, out, conv, "layer")
+        layer = writer.layers["layer"]
+        assert layer.shift.item() == 30
+        half = 1 << 29
+        reach = 32896 * abs(int(layer.weight.item())) + abs(int(layer.bias.item())) + half
+        assert 2**31 - 2 <= reach <= 2**31 - 1

@@ -126,7 +126,8 @@ class _Dense:
             halves = torch.empty(2 * count, c, dtype=torch.float32, device=x.device)
             halves[:count] = rows >> 8
             halves[count:] = rows & 0xFF
-            products = (halves @ self._weight).int()
+            with torch.autocast(x.device.type, enabled=False):  # a caller's own would round the sums
+                products = (halves @ self._weight).int()
         total = torch.add(products[count:], products[:count], alpha=256).add_(self._constant)
         total = torch.bitwise_right_shift(total, self._shift, out=total)
         return total.clamp_(LOW, HIGH).reshape(n, h, w, -1)

@@ -114,8 +114,8 @@ class EntropyModel:
             flat.index_copy_(1, at, value)
             for kept, new in ((mean_all, mean), (symbols_all, coded), (raw_all, raw.int())):
                 kept.index_copy_(1, planar, new.cpu())
-        y_hat = symbols_all + mean_all * self.mean_step
-        scale = raw_all * 2.0**-program.scale_bits
+        y_hat = symbols_all.float() + mean_all.float() * self.mean_step
+        scale = raw_all.float() * 2.0**-program.scale_bits
         return DecodedCode(y_hat.view(n, c, h, w), scale.view(n, c, h, w))
 
 

@@ -219,7 +219,7 @@ class _Writer:
         weight = torch.round(conv.weight.float() * torch.exp2(exponent).reshape(-1, 1, 1, 1)).to(torch.int8)
         assert conv.bias is not None
         bias = torch.round(conv.bias.double() * torch.exp2(exponent.double() + self.bits[x.kind]))
-        room = SUM_LIMIT - weight.double().abs().sum((1, 2, 3)) * REACH - 2**MAX_SHIFT / 64
+        room = SUM_LIMIT - weight.double().abs().sum((1, 2, 3)) * REACH - torch.exp2(shift.double() - 1)
         bias = torch.minimum(torch.maximum(bias, -room), room)
         self.layers[name] = Layer(
             weight.numpy(),

@@ -47,7 +47,7 @@ class CDFTable:
         if not fits.all() or (self.cdf[:, 0] != 0).any() or (self.cdf[rows, self.length - 1] != 1 << PRECISION).any():
             raise ModelError("a CDF table is malformed", expected=f"rows from 0 to {1 << PRECISION}", where="tables")
         for row, n in enumerate(self.length):
-            if (np.diff(self.cdf[row, :n]) < 1).any():
+            if (np.diff(self.cdf[row, :n].astype(np.int64)) < 1).any():
                 raise ModelError("a CDF table has an empty bin", expected="every bin at least 1", where=f"row {row}")
 
     @property
