@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
+from safetensors.torch import load, save
 
+from tilecodec.entropy.model import load_model
+from tilecodec.errors import ModelError
 from tilecodec.model.blocks import DepthConvBlock
 from tilecodec.model.ditic import DiTIC
 from tilecodec.model.light_vae import LightVAE
@@ -55,3 +62,45 @@ def test_loading_a_model_imports_no_compiler() -> None:
     command = [sys.executable, "-c", code, tiny.tiny_model()]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+WEIGHT = "codec.g_s.synthesis_transform.0.ffn.2.weight"
+BROKEN: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+    "weight of another shape": lambda t: t.update({WEIGHT: t[WEIGHT][:1].contiguous()}),
+    "weight of integers": lambda t: t.update({WEIGHT: t[WEIGHT].int()}),
+    "median in bfloat16": lambda t: t.update({"integer.z_median": t["integer.z_median"].bfloat16()}),
+    "table in bfloat16": lambda t: t.update({"tables.y.cdf": t["tables.y.cdf"].bfloat16()}),
+}
+
+
+def tiny_file() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tiny model's tensors and metadata."""
+    data = (Path(tiny.tiny_model()) / "model.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    return load(data), json.loads(data[8 : 8 + size])["__metadata__"]
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_tensors_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
+    tensors, metadata = tiny_file()
+    BROKEN[name](tensors)
+    (tmp_path / "model.safetensors").write_bytes(save(tensors, metadata))
+    with pytest.raises(ModelError) as caught:
+        load_model(str(tmp_path))
+    assert caught.value.got is not None
+    assert caught.value.expected is not None
+    assert caught.value.where is not None
+
+
+def test_a_header_deeper_than_the_parser_goes_is_refused(tmp_path: Path) -> None:
+    tensors, _ = tiny_file()
+    (tmp_path / "model.safetensors").write_bytes(save(tensors, {"tilecodec": "[" * 100_000}))
+    with pytest.raises(ModelError):
+        load_model(str(tmp_path))
+
+
+def test_integer_tensors_that_nobody_names_are_ignored(tmp_path: Path) -> None:
+    tensors, metadata = tiny_file()
+    tensors["integer.of.somebody"] = torch.zeros(3, dtype=torch.bfloat16)
+    (tmp_path / "model.safetensors").write_bytes(save(tensors, metadata))
+    load_model(str(tmp_path))

@@ -8,7 +8,7 @@ import threading
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -243,6 +243,19 @@ def _network(file: ModelFile) -> DiTIC:
     with torch.device("meta"):
         network = DiTIC(file.config)
     state = {k: v.float() if v.is_floating_point() else v for k, v in file.tensors.items()}
+    own = network.state_dict()
+    for name, tensor in state.items():
+        fits = name not in own or (own[name].shape, own[name].is_floating_point()) == (
+            tensor.shape,
+            tensor.is_floating_point(),
+        )
+        if not fits:
+            raise ModelError(
+                "a tensor of the model does not fit its config",
+                got=f"{tensor.dtype} {tuple(tensor.shape)}",
+                expected=f"{own[name].dtype} {tuple(own[name].shape)}",
+                where=f"{file.path}, {name}",
+            )
     missing, unexpected = network.load_state_dict(state, strict=False, assign=True)
     missing = [name for name in missing if not name.startswith(INTEGER_PARTS)]
     for part in INTEGER_PARTS:
@@ -264,15 +277,20 @@ def _network(file: ModelFile) -> DiTIC:
     return network
 
 
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """A tensor of any type; numpy has no bfloat16, and whoever wants integers refuses fractions."""
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
 def _program(file: ModelFile) -> Program:
-    arrays = {k: v.numpy() for k, v in file.program_tensors.items()}
+    arrays = {k: _array(v) for k, v in file.program_tensors.items()}
     codec = file.config.codec
     return parse_program(file.program, arrays, y_channels=codec.y_channels, z_channels=codec.z_channels)
 
 
 def _tables(file: ModelFile, program: Program) -> EntropyTables:
     def table(prefix: str) -> CDFTable:
-        return CDFTable(*(cast(NDArray[np.int32], file.tables[f"{prefix}.{k}"].numpy()) for k in names))
+        return CDFTable(*(cast(NDArray[np.int32], _array(file.tables[f"{prefix}.{k}"])) for k in names))
 
     names = ("cdf", "length", "offset")
     needed = {f"{p}.{k}" for p in ("y", "z") for k in names}

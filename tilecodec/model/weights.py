@@ -123,7 +123,7 @@ def read_model(path: Path, *, expected_sha256: str | None = None) -> ModelFile:
         everything = load(data)
     except ModelError:
         raise
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelError("the file is no tilecodec model", got=repr(error), where=file) from error
     _SEEN[sha256] = file
     return ModelFile(
