@@ -99,6 +99,16 @@ def test_symbols_are_looked_at_on_demand_only(copy: Path) -> None:
     assert reasons(copy, deep=True) == ["symbol-check"]
 
 
+def test_every_level_s_stride_is_held_against_the_model(copy: Path) -> None:
+    faulty.edit(copy / "1" / "zarr.json", lambda v: v["codecs"][0]["configuration"].update(stride=64, overlap=32))
+    report = tilecodec.validate(copy, deep=True)
+    assert [(p.reason, p.where.rpartition("level ")[2]) for p in report.problems] == [
+        ("level-codec", "1"),
+        ("codec-values", "1"),
+    ]
+    assert (report.tiles, report.decoded_tiles) == (13, 9)
+
+
 def test_an_unfinished_container_is_one_problem(copy: Path) -> None:
     faulty.edit(copy / "zarr.json", lambda v: v["attributes"]["tilecodec"].update(complete=False))
     (copy / faulty.CHUNK).unlink()
@@ -113,7 +123,7 @@ def test_limits_are_kept(finished: Path) -> None:
     assert reasons(finished, limits=Limits(tiles=4)) == ["limit-tiles"]
     assert reasons(finished, limits=Limits(levels=1)) == ["limit-levels"]
     assert reasons(finished, limits=Limits(payload_bytes=1)) == ["limit-payload-bytes"] * 13
-    assert reasons(finished, deep=True, limits=Limits(symbols=1)) == ["limit-symbols"]
+    assert reasons(finished, deep=True, limits=Limits(symbols=1)) == ["limit-symbols"] * 2
 
 
 def test_a_model_that_is_not_there_is_a_problem(copy: Path, tmp_path: Path) -> None:

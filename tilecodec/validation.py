@@ -195,12 +195,18 @@ class _Validation:
             self._models[named] = None
             try:
                 wanted = named.removeprefix("sha256:")
-                model = shared_model(self._model_name or named, "cpu", sha256=wanted)
-                check_model(layout, model, self._limits)
-                self._models[named] = model
-            except (ModelError, ContainerError) as error:
+                self._models[named] = shared_model(self._model_name or named, "cpu", sha256=wanted)
+            except ModelError as error:
                 self._add(error)
-        return self._models[named]
+        model = self._models[named]
+        if model is None:
+            return None
+        try:
+            check_model(layout, model, self._limits)
+        except ContainerError as error:
+            self._add(error)
+            return None
+        return model
 
     def _chunk(self, reader: TileReader, model: CodecModel | None, chunk: tuple[int, int]) -> None:
         layout = reader.layout
