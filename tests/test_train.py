@@ -163,14 +163,29 @@ def test_rounding_in_the_loop_leaves_the_weights(store: Path, tmp_path: Path) ->
     assert torch.isfinite(parts).all()
 
 
-def test_a_run_resumes_where_it_stopped(store: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_where_it_stopped(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after its second step and taken up again, a run ends with the weights of one that never stopped."""
     whole = Run(recipe_of(store, tmp_path / "whole", steps=4), tiny.TINY)
     whole.train()
-    Run(recipe_of(store, tmp_path / "parts", steps=2, decay_steps=1200), tiny.TINY).train()
-    again = Run(recipe_of(store, tmp_path / "parts", steps=4), tiny.TINY)
+    options = {"steps": 4, "minutes_between_checkpoints": 0.0}
+    stopped = Run(recipe_of(store, tmp_path / "parts", **options), tiny.TINY)
+    gradients = stopped.gradients
+
+    def until_the_third(x: torch.Tensor) -> torch.Tensor:
+        if stopped.step == 2:
+            raise KeyboardInterrupt
+        return gradients(x)
+
+    monkeypatch.setattr(stopped, "gradients", until_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    again = Run(recipe_of(store, tmp_path / "parts", **options), tiny.TINY)
     assert again.step == 2
     again.train()
     assert again.step == 4
+    for mine, other in ((again.network, whole.network), (again.ema, whole.ema)):
+        for a, b in zip(mine.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(a, b)
     assert torch.load(tmp_path / "parts" / "last.pt", weights_only=False)["step"] == 4
 
 
