@@ -185,7 +185,7 @@ def test_a_run_resumes_where_it_stopped(store: Path, tmp_path: Path, monkeypatch
     assert again.step == 4
     for mine, other in ((again.network, whole.network), (again.ema, whole.ema)):
         for a, b in zip(mine.parameters(), other.parameters(), strict=True):
-            torch.testing.assert_close(a, b)
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-7)  # steps are small while the rate warms up
     assert torch.load(tmp_path / "parts" / "last.pt", weights_only=False)["step"] == 4
 
 
