@@ -26,7 +26,7 @@ INTEGER_PREFIX: Final = "integer."
 INTEGER_PARTS: Final = ("codec.h_s.", "codec.adapter_in.", "codec.g_c.", "codec.adapter_out.", "codec.LRP.")
 """Parts of the network that a model file holds as an integer program, not as weights."""
 VERSION: Final = 1
-EMBEDDED: Final = {"default": "default-1"}
+EMBEDDED: Final = {"default": "default-2"}
 """Friendly names of the models inside the package, and the folder each stands for."""
 
 
