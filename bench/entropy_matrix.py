@@ -128,7 +128,7 @@ def cut(rng: np.random.Generator, pictures: Sequence[Pixels], model: CodecModel,
         height, width = rows + 2 * halo, cols + 2 * halo
         spare = max(0, height - picture.shape[0]), max(0, width - picture.shape[1])
         padded = np.pad(picture, ((0, spare[0]), (0, spare[1]), (0, 0)), mode="symmetric")
-        y0, x0 = (int(rng.integers(n - m + 1)) for n, m in zip(padded.shape, (height, width), strict=False))
+        y0, x0 = (int(rng.integers(n - m + 1)) for n, m in zip(padded.shape[:2], (height, width), strict=True))
         window = np.ascontiguousarray(padded[y0 : y0 + height, x0 : x0 + width])
         quality = float(rng.integers(1, 101))
         core = slice(halo, halo + rows), slice(halo, halo + cols)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import catalogue
+import faulty
 import pytest
 
 
@@ -30,3 +32,17 @@ def case(request: pytest.FixtureRequest) -> catalogue.Case:
 def tmp_container(tmp_path: Path) -> Path:
     """Where a container can be written; nothing is there yet."""
     return tmp_path / "picture.zarr"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole container, see :func:`faulty.make`; not to be changed."""
+    path = tmp_path_factory.mktemp("finished") / "p.zarr"
+    faulty.make(path)
+    return path
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of ``finished`` to damage."""
+    return Path(shutil.copytree(finished, tmp_path / "p.zarr"))

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -35,19 +34,6 @@ from tilecodec.errors import (
     UsageError,
 )
 from tilecodec.limits import limit_reason
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("finished") / "p.zarr"
-    faulty.make(path)
-    return path
-
-
-@pytest.fixture
-def copy(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "p.zarr"))
-
 
 # --- every reason
 
@@ -322,8 +308,8 @@ def test_changed_metadata_end_in_an_error_or_the_same_pixels(name: str, copy: Pa
         except TileCodecError:
             refused += 1
             continue
-        assert len(pixels) <= 2, n
-        for got, want in zip(pixels, whole, strict=False):
+        assert 1 <= len(pixels) <= len(whole), n
+        for got, want in zip(pixels, whole[: len(pixels)], strict=True):
             np.testing.assert_array_equal(got, want, err_msg=f"{name}, change {n}")
     assert 100 < refused < 200
 

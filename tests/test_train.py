@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,8 +117,18 @@ def test_learning_rate_warms_up_and_falls() -> None:
 
 
 def recipe_of(store: Path, out: Path, **options: object) -> TrainRecipe:
-    plain = {"steps": 3, "batch": 4, "crop": 256, "lr": 1e-4, "muon_lr": 1e-4, "domains": {"photo": 1.0}}
-    return TrainRecipe(store=store, out=out, ms_ssim_weight=1200, mse_weight=0.3, **{**plain, **options})  # type: ignore[arg-type]
+    plain = TrainRecipe(
+        store=store,
+        out=out,
+        steps=3,
+        batch=4,
+        lr=1e-4,
+        muon_lr=1e-4,
+        domains={"photo": 1.0},
+        ms_ssim_weight=1200,
+        mse_weight=0.3,
+    )
+    return replace(plain, **options)
 
 
 def test_replicas_share_weights_and_agree_with_one(

@@ -22,18 +22,6 @@ from tilecodec.entropy.payload import parse_payload
 from tilecodec.errors import Problem, StorageError, TileError
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("finished") / "p.zarr"
-    faulty.make(path)
-    return path
-
-
-@pytest.fixture
-def copy(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "p.zarr"))
-
-
 def reasons(path: Path, **options: object) -> list[str]:
     return [problem.reason for problem in tilecodec.validate(path, **options).problems]
 

@@ -168,7 +168,7 @@ def _transforms_well(transforms: Any) -> bool:
     """Whether it is a positive scale, and after it perhaps a translation."""
     if not isinstance(transforms, list) or not 1 <= len(transforms) <= 2:
         return False
-    for item, kind in zip(transforms, ("scale", "translation"), strict=False):
+    for item, kind in zip(transforms, ("scale", "translation")[: len(transforms)], strict=True):
         if not isinstance(item, dict) or item.get("type") != kind or not _numbers(item.get(kind), 3):
             return False
     return all(v > 0 for v in transforms[0]["scale"])

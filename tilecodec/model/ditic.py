@@ -76,7 +76,8 @@ class DiTIC(nn.Module):
         """For inference, :meth:`analyse` of uint8 (H, W, 3): the code (1, Cy, h, w)."""
         if isinstance(self.vae, LightVAE) and self.aux_codec is None:
             latent = self.vae.encode_levels(levels)
-            return self.codec.g_a(_scaled(latent, self.config.vae.scaling_factor), None)  # type: ignore[no-any-return]
+            code: Tensor = self.codec.g_a(_scaled(latent, self.config.vae.scaling_factor), None)
+            return code
         x = levels.permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
         return self.analyse(x.to(next(self.parameters()).dtype))
 

@@ -103,7 +103,8 @@ class LightVAE(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], H and W multiples of 16, to (B, latent_channels, H/16, W/16)."""
-        return self.encoder(self.front(F.pixel_unshuffle(x, BLOCK)))  # type: ignore[no-any-return]
+        latent: Tensor = self.encoder(self.front(F.pixel_unshuffle(x, BLOCK)))
+        return latent
 
     def decode(self, latent: Tensor) -> Tensor:
         """(B, latent_channels, h, w) to pixels about [-1, 1], (B, 3, 16 h, 16 w), not clamped."""
