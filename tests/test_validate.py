@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import tiny
 import tilecodec
 from tilecodec import Limits, cli, validation
 from tilecodec.container.chunk import TileState
+from tilecodec.container.store import ByteStore
 from tilecodec.entropy.payload import parse_payload
 from tilecodec.errors import Problem, StorageError, TileError
 
@@ -105,6 +107,34 @@ def test_an_unfinished_container_is_one_problem(copy: Path) -> None:
     assert [p.reason for p in report.problems] == ["incomplete"]
     assert not report.complete
     assert report.chunks == 3
+
+
+def test_absent_chunks_are_not_asked_for_one_by_one(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of 200,000 chunks that has two: what the folders list tells."""
+    asked = []
+    real = ByteStore.get_range
+    monkeypatch.setattr(ByteStore, "get_range", lambda self, key, *range: asked.append(key) or real(self, key, *range))
+    monkeypatch.setattr(validation, "LISTED", 50)
+    shutil.rmtree(copy / "1")
+    shutil.rmtree(copy / "0/c/0/1")
+    rows = 100_000
+    faulty.edit(copy / "zarr.json", lambda v: v["attributes"]["ome"]["multiscales"][0]["datasets"].pop())
+    faulty.edit(copy / "0/zarr.json", lambda v: v.update(shape=[3, rows * 256, 290]))
+    report = tilecodec.validate(copy)
+    assert (report.chunks, report.problem_count) == (2, 2 * rows - 2)
+    assert [p.reason for p in report.problems] == ["chunk-absent"] * 50
+    found = tilecodec.info(copy)
+    assert (found.levels[0].chunks, found.levels[0].chunks_present) == (2 * rows, 2)
+    assert len(asked) < 100
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_among_the_files_is_refused(copy: Path) -> None:
+    (copy / faulty.CHUNK).unlink()
+    os.mkfifo(copy / faulty.CHUNK)
+    assert set(reasons(copy)) == {"storage"}
+    with pytest.raises(StorageError, match="not a plain file"):
+        tilecodec.open(copy)[:, :10, :10]
 
 
 def test_limits_are_kept(finished: Path) -> None:

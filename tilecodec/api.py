@@ -611,6 +611,7 @@ def decode(
         for band in picked.decoder.rows(y, y + h, x, x + w):
             yield band
             rows += len(band)
+            del band  # its room is needed for the next one
             if progress is not None:
                 progress(Progress(rows * w, h * w, 0, time.monotonic() - begun))
 
@@ -662,6 +663,7 @@ def info(path: PathLike, *, limits: Limits = DEFAULT_LIMITS) -> ContainerInfo:
         CorruptTileError: a chunk's index fails a check.
     """
     from tilecodec.container.chunk import index_bytes, parse_index
+    from tilecodec.container.presence import Presence
 
     where = os.fspath(path)
     store = open_store(where, read_only=True)
@@ -671,8 +673,12 @@ def info(path: PathLike, *, limits: Limits = DEFAULT_LIMITS) -> ContainerInfo:
         array = store.under(layout.path)
         total += array.size(DOCUMENT)
         present, size, payload = 0, 0, 0
+        presence = Presence(array, layout)
         for row in range(layout.chunk_rows):
-            for col in range(layout.chunk_cols):
+            columns = presence.columns(row)
+            for col in range(layout.chunk_cols) if columns else ():
+                if col not in columns:
+                    continue
                 key = layout.key(row, col)
                 rows, cols = layout.tiles_of(row, col)
                 data = array.get_range(key, 0, index_bytes(rows, cols))

@@ -18,6 +18,7 @@ from tilecodec.api import PathLike, Progress, ProgressCall
 from tilecodec.container.chunk import TileState
 from tilecodec.container.document import load_document
 from tilecodec.container.metadata import LevelLayout, make_layout
+from tilecodec.container.presence import Presence
 from tilecodec.container.rules import array_faults, group_faults, level_paths, pyramid_faults
 from tilecodec.container.store import open_store
 from tilecodec.decoder.reader import StoredTile, TileReader, check_model
@@ -180,10 +181,18 @@ class _Validation:
     def _level(self, layout: LevelLayout) -> None:
         reader = TileReader(self._store.under(layout.path), layout, self._limits)
         model = self._model(layout) if self._deep else None
+        presence = Presence(self._store.under(layout.path), layout)
         for row in range(layout.chunk_rows):
-            for col in range(layout.chunk_cols):
-                self._chunk(reader, model, (row, col))
+            columns = presence.columns(row)
+            ask_all = self._complete and self._problem_count < LISTED
+            for col in range(layout.chunk_cols) if columns or ask_all else ():
+                if col in columns or (self._complete and self._problem_count < LISTED):
+                    self._chunk(reader, model, (row, col))
+                elif self._complete:
+                    self._problem_count += 1
                 self._tell(layout, row, col)
+            if self._complete and not (columns or ask_all):
+                self._problem_count += layout.chunk_cols
         self._drain(0)
 
     def _model(self, layout: LevelLayout) -> CodecModel | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
-from collections.abc import Coroutine
+import stat
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +50,12 @@ class ByteStore:
         """Bytes of a key."""
         return self._run(self.store.getsize(self._key(key)), key)
 
+    def names(self, key: str) -> frozenset[str] | None:
+        """What lies directly under a key, without its path; None where the store cannot tell (plain HTTP)."""
+        if isinstance(self.store, FsspecStore) and "http" in _protocols(self.store):
+            return None
+        return self._run(_collected(self.store.list_dir(self._key(key))), key)
+
     def set(self, key: str, data: bytes) -> None:
         """Writes a key whole."""
         buffer = default_buffer_prototype().buffer.from_bytes(data)
@@ -57,6 +63,7 @@ class ByteStore:
 
     def _read(self, key: str, request: RangeByteRequest | OffsetByteRequest | None) -> bytes | None:
         prototype = default_buffer_prototype()
+        self._refuse_device(key)
         try:
             buffer = self._run(self.store.get(self._key(key), prototype, byte_range=request), key)
         except StorageError as error:
@@ -71,7 +78,7 @@ class ByteStore:
     def _run(self, call: Coroutine[Any, Any, T], key: str) -> T:
         try:
             return sync(call)
-        except _failures() as error:
+        except self._failures() as error:
             hint = None
             if getattr(error, "errno", None) == errno.ENOSPC:
                 hint = "Free some space and continue with --resume"
@@ -79,11 +86,30 @@ class ByteStore:
             where = f"{self.store}/{self._key(key)}"
             raise StorageError(f"the store failed: {text}", where=where, hint=hint) from error
 
+    def _failures(self) -> tuple[type[Exception], ...]:
+        """What a failing store raises: OSError, and whatever a remote one's own library (aiohttp, google.auth ...)."""
+        return (Exception,) if isinstance(self.store, FsspecStore) else (OSError,)
 
-def _failures() -> tuple[type[Exception], ...]:
-    """What a failing store raises: OSError, but for fsspec over HTTP, which lets errors of aiohttp through."""
-    aiohttp = sys.modules.get("aiohttp")
-    return (OSError,) if aiohttp is None else (OSError, aiohttp.ClientError)
+    def _refuse_device(self, key: str) -> None:
+        """A pipe or a device among a container's files would be waited for without end."""
+        if not isinstance(self.store, LocalStore):
+            return
+        path = self.store.root / self._key(key)
+        try:
+            mode = path.stat().st_mode
+        except OSError:
+            return  # reading tells what is wrong
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise StorageError("not a plain file", got=stat.filemode(mode), expected="a file", where=str(path))
+
+
+async def _collected(names: AsyncIterator[str]) -> frozenset[str]:
+    return frozenset([name async for name in names])
+
+
+def _protocols(store: FsspecStore) -> tuple[str, ...]:
+    protocol = store.fs.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
 def open_store(path: str | os.PathLike[str], *, read_only: bool) -> ByteStore:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilecodec.blend import Strips, axis_weights
+from tilecodec.blend import RowBlender
 from tilecodec.container.chunk import TileState
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
-from tilecodec.decoder.cache import BoundedCache
+from tilecodec.decoder.jobs import JobCache
 from tilecodec.decoder.tiles import DecodedTile, TileFetcher, assemble
 from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import CodecModel
 from tilecodec.errors import RegionError
 from tilecodec.limits import DEFAULT_LIMITS, Limits
 from tilecodec.tiles import TilePosition, Window
+
+_Tiles = dict[TilePosition, Callable[[], DecodedTile]]
+"""The tiles that a window is made of, each as a call that waits for it."""
 
 
 class LevelDecoder:
@@ -42,12 +43,8 @@ class LevelDecoder:
         fill: tuple[int, int, int] | None = None,
     ) -> None:
         self.layout, self.model = layout, model
-        self.fetcher = TileFetcher(
-            store, layout, model, cache_bytes=max(cache_bytes, self._rows_bytes()), limits=limits, fill=fill
-        )
-        self._windows: BoundedCache[TilePosition, NDArray[np.uint8]] = BoundedCache(cache_bytes)
-        self._pending: dict[TilePosition, Future[NDArray[np.uint8]]] = {}
-        self._lock = threading.RLock()  # a job that is done at once tells so within the lock
+        self.fetcher = TileFetcher(store, layout, model, cache_bytes=self._rows_bytes(), limits=limits, fill=fill)
+        self._windows: JobCache[TilePosition, NDArray[np.uint8]] = JobCache(cache_bytes, lambda pixels: pixels.nbytes)
 
     def _rows_bytes(self) -> int:
         """Bytes of three rows of decoded tiles, which windows in order need, within reason."""
@@ -88,75 +85,57 @@ class LevelDecoder:
                 where=f"level {self.layout.path}",
             )
         grid, overlap = self.layout.grid, self.layout.codec.overlap
+        region = Window(y0, y1, x0, x1)
         tile_rows = grid.row_range(y0, y1, overlap)
         tile_cols = grid.col_range(x0, x1, overlap)
         windows = self._windows_of(TilePosition(row, col) for row in tile_rows for col in tile_cols)
-        carried: NDArray[np.uint32] | None = None
+        blender = RowBlender(grid, overlap, region)
         for row in tile_rows:
-            core, window = grid.core(TilePosition(row, 0)), grid.window(TilePosition(row, 0), overlap)
-            top, bottom = max(window.y0, y0), min(window.y1, y1)
-            shared_below = row + 1 < grid.rows and core.y1 - overlap < y1
-            above_to = max(top, min(core.y0 + overlap, bottom)) if row > 0 else top
-            below_from = max(core.y1 - overlap, above_to) if shared_below else bottom
-            strips = Strips(grid, overlap, x0, x1, top, above_to, below_from, bottom)
+            blender.begin(row)
             for _ in tile_cols:
                 position, pixels = next(windows)
-                strips.add(position, self._beside(position, Window(y0, y1, x0, x1)) if pixels is None else pixels)
-            weights = axis_weights(window.height, overlap, row > 0, row + 1 < grid.rows)[top - window.y0 :]
-            if above_to > top:
-                mixed = _weighted(strips.above, weights[: above_to - top])
-                if carried is not None:
-                    mixed += carried
-                yield self._finish_band(_settle(mixed), top, x0)
-            if below_from > above_to:
-                yield self._finish_band(strips.middle, above_to, x0)
-            carried = _weighted(strips.below, weights[below_from - top : bottom - top])
+                blender.add(position, self._beside(position, region) if pixels is None else pixels)
+            top, band = blender.finish()
+            if len(band):
+                yield self._finish_band(top, band, x0)
+            del band
 
     def _windows_of(self, positions: Iterable[TilePosition]) -> Iterator[tuple[TilePosition, NDArray[np.uint8] | None]]:
         """Decoded windows in order, None for lost tiles. The next ones' networks run ahead of the reader, and the
         entropy decoding of those after them ahead of the networks."""
         ahead = POOL.workers + 2
         coming = iter(positions)
-        fetching: deque[tuple[TilePosition, NDArray[np.uint8] | dict[TilePosition, Callable[[], DecodedTile]]]] = (
-            deque()
-        )
-        running: deque[tuple[TilePosition, NDArray[np.uint8] | Future[NDArray[np.uint8]] | None]] = deque()
+        fetching: deque[tuple[TilePosition, NDArray[np.uint8] | _Tiles]] = deque()
+        running: deque[tuple[TilePosition, Callable[[], NDArray[np.uint8] | None]]] = deque()
         while True:
             for position in itertools.islice(coming, ahead - len(fetching)):
                 found = self._windows.get(position)
                 fetching.append((position, self._requested(position) if found is None else found))
             while fetching and len(running) < ahead:
-                position, tiles = fetching.popleft()
-                if isinstance(tiles, dict):
-                    running.append((position, self._begin(position, {at: wait() for at, wait in tiles.items()})))
-                else:
-                    running.append((position, tiles))
+                running.append(self._begun(*fetching.popleft()))
             if not running:
                 return
             position, window = running.popleft()
-            yield position, window.result() if isinstance(window, Future) else window
+            yield position, window()
 
-    def _requested(self, at: TilePosition) -> dict[TilePosition, Callable[[], DecodedTile]]:
+    def _requested(self, at: TilePosition) -> _Tiles:
         """The tiles that a window is made of, on their way."""
         grid = self.layout.grid
         return {
             near: self.fetcher.request(near) for near in (grid.neighbours(at) if self.layout.codec.overlap else [at])
         }
 
-    def _begin(self, at: TilePosition, tiles: dict[TilePosition, DecodedTile]) -> Future[NDArray[np.uint8]] | None:
-        """Starts decoding a window, once for all who ask meanwhile; a lost tile has none."""
+    def _begun(
+        self, at: TilePosition, made_of: NDArray[np.uint8] | _Tiles
+    ) -> tuple[TilePosition, Callable[[], NDArray[np.uint8] | None]]:
+        """A window being decoded, and the call that waits for it; a lost tile has none."""
+        if not isinstance(made_of, dict):
+            pixels = made_of
+            return at, lambda: pixels
+        tiles = {near: wait() for near, wait in made_of.items()}
         if tiles[at].state is TileState.LOST:
-            return None
-        with self._lock:
-            future = self._pending.get(at)
-            if future is None:
-                future = self._pending[at] = POOL.submit(self._decode, at, tiles)
-                future.add_done_callback(lambda _: self._done(at))
-        return future
-
-    def _done(self, at: TilePosition) -> None:
-        with self._lock:
-            self._pending.pop(at, None)
+            return at, lambda: None
+        return at, self._windows.request(at, lambda: self._decode(at, tiles))
 
     def _decode(self, at: TilePosition, tiles: dict[TilePosition, DecodedTile]) -> NDArray[np.uint8]:
         """A tile's decoded window before blending, uint8 (height, width, 3)."""
@@ -165,11 +144,9 @@ class LevelDecoder:
             window = self.layout.grid.window(at, self.layout.codec.overlap)
             pixels = np.empty((window.height, window.width, 3), np.uint8)
             pixels[:] = own
-        else:
-            latent = assemble(self.fetcher, self.model, at, tiles)
-            pixels = self.model.reconstruct(latent, self.layout.codec.quality)
-        self._windows.put(at, pixels, pixels.nbytes)
-        return pixels
+            return pixels
+        latent = assemble(self.fetcher, self.model, at, tiles)
+        return self.model.reconstruct(latent, self.layout.codec.quality)
 
     def _beside(self, lost: TilePosition, region: Window) -> NDArray[np.uint8]:
         """What is blended in place of a lost tile's window: each pixel as in the window of the tile it belongs to.
@@ -192,7 +169,7 @@ class LevelDecoder:
                 pixels[y0 - place.y0 : y1 - place.y0, x0 - place.x0 : x1 - place.x0] = part
         return pixels
 
-    def _finish_band(self, band: NDArray[np.uint8], y: int, x0: int) -> NDArray[np.uint8]:
+    def _finish_band(self, y: int, band: NDArray[np.uint8], x0: int) -> NDArray[np.uint8]:
         """Gives empty and lost tiles their exact colour over their own pixels."""
         grid = self.layout.grid
         y1, x1 = y + len(band), x0 + band.shape[1]
@@ -206,13 +183,3 @@ class LevelDecoder:
                         colour, np.uint8
                     )
         return band
-
-
-def _weighted(strip: NDArray[np.uint16], weights: NDArray[np.uint16]) -> NDArray[np.uint32]:
-    """A strip times its rows' weights."""
-    return strip.astype(np.uint32) * weights[:, None, None]
-
-
-def _settle(total: NDArray[np.uint32]) -> NDArray[np.uint8]:
-    """Sums of pixels times weights (65536 in all) to grey levels, rounded half up."""
-    return ((total + np.uint32(32768)) >> 16).astype(np.uint8)

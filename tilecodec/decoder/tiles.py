@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,10 +12,9 @@ from torch import Tensor
 from tilecodec.container.chunk import TileState
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
-from tilecodec.decoder.cache import BoundedCache
 from tilecodec.decoder.failures import FailedTiles
+from tilecodec.decoder.jobs import JobCache
 from tilecodec.decoder.reader import StoredTile, TileReader, check_model
-from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import CodecModel, LatentWindow
 from tilecodec.errors import TileError
 from tilecodec.limits import DEFAULT_LIMITS, Limits
@@ -41,6 +38,10 @@ class DecodedTile:
     scale: Tensor
     """Likewise."""
 
+    def size_bytes(self) -> int:
+        """What it takes in a cache."""
+        return TILE_BYTES + self.y_hat.nbytes + self.scale.nbytes
+
 
 class TileFetcher:
     """Tiles of one level. Safe to use from several threads.
@@ -63,40 +64,23 @@ class TileFetcher:
         self._fill = fill
         self.failed = None if fill is None else FailedTiles(layout.grid.rows * layout.grid.cols)
         self._reader, self.layout, self._model = TileReader(store, layout, limits), layout, model
-        self._tiles: BoundedCache[TilePosition, DecodedTile] = BoundedCache(cache_bytes)
-        self._pending: dict[TilePosition, Future[DecodedTile]] = {}
-        self._lock = threading.RLock()  # a job that is done at once tells so within the lock
+        self._tiles: JobCache[TilePosition, DecodedTile] = JobCache(cache_bytes, DecodedTile.size_bytes)
 
     def request(self, at: TilePosition) -> Callable[[], DecodedTile]:
         """Starts fetching and decoding a tile; the returned call waits for it.
 
         The call raises a TileError, naming the tile; with a fill colour the tile is a lost one instead.
         """
-        found = self._tiles.get(at)
-        if found is not None:
-            tile = found
-            return lambda: tile
-        with self._lock:
-            future = self._pending.get(at)
-            if future is None:
-                future = self._pending[at] = POOL.submit(self._fetch, at)
-                future.add_done_callback(lambda _: self._done(at))
-        return future.result
-
-    def _done(self, at: TilePosition) -> None:
-        with self._lock:
-            self._pending.pop(at, None)
+        return self._tiles.request(at, lambda: self._fetch(at))
 
     def _fetch(self, at: TilePosition) -> DecodedTile:
         try:
-            tile = self._decode(self._reader.read(at))
+            return self._decode(self._reader.read(at))
         except TileError as error:
             if self.failed is None:
                 raise
             self.failed.add(self._number(at), error)
-            tile = DecodedTile(TileState.LOST, None, torch.empty(0), torch.empty(0))
-        self._tiles.put(at, tile, TILE_BYTES + 2 * tile.y_hat.numel() * tile.y_hat.element_size())
-        return tile
+            return DecodedTile(TileState.LOST, None, torch.empty(0), torch.empty(0))
 
     def _number(self, at: TilePosition) -> int:
         return at.row * self.layout.grid.cols + at.col

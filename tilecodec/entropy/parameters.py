@@ -124,7 +124,7 @@ def _to_register(symbols: Tensor, offset: Tensor, bits: int) -> Tensor:
     return symbols.clamp(LOW, HIGH).mul_(1 << bits).add_(offset).clamp_(LOW, HIGH).to(torch.int16)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def places(channels: int, height: int, width: int, step: int) -> tuple[Tensor, Tensor]:
     """The elements that a step codes, in coding order: (channel, row, column).
 

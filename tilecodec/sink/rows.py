@@ -23,13 +23,13 @@ def reband(rows: Iterable[npt.NDArray[Any]], *, height: int, width: int, band: i
         band: rows per yielded band, 1 or more.
 
     Yields:
-        (band, width, 3) uint8, C-contiguous if the input was. A band may be a view of an input array: use it before
-        asking for the next one. At most one band is held besides the input array at hand.
+        (band, width, 3) uint8, C-contiguous if the input was. A band is a view of an input array or of a buffer that
+        is used again: use it before asking for the next one. One band is held besides the input array at hand.
 
     Raises:
         UsageError: an array has another shape or dtype, or the heights do not sum to ``height``.
     """
-    pending: list[Pixels] = []
+    buffer: Pixels = np.empty((0, width, 3), np.uint8)
     held = done = 0
     for piece in rows:
         if piece.ndim != 3 or piece.shape[1:] != (width, 3) or piece.dtype != np.uint8:
@@ -39,20 +39,23 @@ def reband(rows: Iterable[npt.NDArray[Any]], *, height: int, width: int, band: i
         if done > height:
             raise UsageError("bands have more rows than the picture", got=done, expected=height)
         start = 0
-        while piece.shape[0] - start >= band - held:
-            stop = start + band - held
-            pending.append(piece[start:stop])
-            yield _joined(pending)
-            pending, held, start = [], 0, stop
+        if held:
+            start = min(band - held, piece.shape[0])
+            buffer[held : held + start] = piece[:start]
+            held += start
+            if held == band:
+                yield buffer
+                held = 0
+        while piece.shape[0] - start >= band:
+            yield piece[start : start + band]
+            start += band
         if start < piece.shape[0]:
-            # A copy, as the producer may use its array again for the next band.
-            pending.append(piece[start:].copy())
-            held += piece.shape[0] - start
+            if not len(buffer):
+                buffer = np.empty((min(band, height), width, 3), np.uint8)
+            held = piece.shape[0] - start
+            buffer[:held] = piece[start:]
+        del piece  # the producer may need its room for the next one
     if done != height:
         raise UsageError("bands have fewer rows than the picture", got=done, expected=height)
-    if pending:
-        yield _joined(pending)
-
-
-def _joined(pieces: list[Pixels]) -> Pixels:
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    if held:
+        yield buffer[:held]

@@ -1,0 +1,89 @@
+"""A region's rows of windows, from the top, each blended from left to right into final pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilecodec.blend.weights import UNIT, axis_weights
+from tilecodec.tiles import TileGrid, TilePosition, Window
+
+
+class RowBlender:
+    """Turns windows that overlap into consecutive bands of a region's rows.
+
+    A band is what one row of windows settles: the rows that it shares with the windows above, and those of its own.
+    Beside the band only the rows shared with the windows below are kept. Most pixels lie in one window only and are
+    copied; sums are formed where windows share pixels.
+
+    Args:
+        grid: the level's tiles.
+        overlap: margin the tiles were grown by.
+        region: the pixels wanted, in the true picture.
+    """
+
+    def __init__(self, grid: TileGrid, overlap: int, region: Window) -> None:
+        self._grid, self._overlap, self._region = grid, overlap, region
+        seam = 2 * overlap if len(grid.row_range(region.y0, region.y1, overlap)) > 1 else 0
+        # what the windows above give to the shared rows, in 1/256 grey levels; from left to right replaced by what
+        # those of this row give to the rows shared with the ones below
+        self._shared: NDArray[np.uint16] = np.empty((seam, region.width, 3), np.uint16)
+        self._left: NDArray[np.uint16] | None = None
+        self._band: NDArray[np.uint8] | None = None
+        self._rows = (0, 0, 0, 0)
+        self._top = 0
+        self._weights: NDArray[np.uint32] = np.empty((0, 1, 1), np.uint32)
+
+    def begin(self, row: int) -> None:
+        """Starts the next row of windows."""
+        grid, overlap, region = self._grid, self._overlap, self._region
+        core, window = grid.core(TilePosition(row, 0)), grid.window(TilePosition(row, 0), overlap)
+        top, bottom = max(window.y0, region.y0), min(window.y1, region.y1)
+        own = max(top, min(core.y0 + overlap, bottom)) if row > 0 else top
+        below = max(core.y1 - overlap, own) if row + 1 < grid.rows and core.y1 - overlap < region.y1 else bottom
+        self._top = top
+        self._rows = (top - window.y0, own - window.y0, below - window.y0, bottom - window.y0)
+        vertical = axis_weights(window.height, overlap, row > 0, row + 1 < grid.rows)
+        self._weights = vertical[self._rows[0] : self._rows[1], None, None].astype(np.uint32)
+        self._band = np.empty((below - top, region.width, 3), np.uint8)
+
+    def add(self, at: TilePosition, pixels: NDArray[np.uint8]) -> None:
+        """Adds the row's next window to the right, uint8 (height, width, 3)."""
+        grid, overlap, x0 = self._grid, self._overlap, self._region.x0
+        core, window = grid.core(at), grid.window(at, overlap)
+        left, right = max(window.x0, x0), min(window.x1, self._region.x1)
+        # columns shared with the window on the left, own columns, columns shared with the one on the right
+        own = max(left, min(core.x0 + overlap, right)) if at.col > 0 else left
+        end = min(right, max(core.x1 - overlap, own)) if at.col + 1 < grid.cols else right
+        weights = axis_weights(window.width, overlap, at.col > 0, at.col + 1 < grid.cols)[:, None]
+        weights = weights[left - window.x0 : right - window.x0]
+        top, middle, below, bottom = self._rows
+        pixels = pixels[top:bottom, left - window.x0 : right - window.x0]
+        middle, below, bottom = middle - top, below - top, bottom - top
+        shared = own - left
+        mixed = pixels[:, :shared] * weights[:shared]
+        if shared:
+            assert self._left is not None
+            mixed += self._left
+        self._left = pixels[:, end - left :] * weights[end - left :]
+        assert self._band is not None
+        out, seam = self._band[:, left - x0 : end - x0], self._shared[:, left - x0 : end - x0]
+        out[middle:, :shared] = (mixed[middle:below] + np.uint16(UNIT // 2)) // np.uint16(UNIT)
+        out[middle:, shared:] = pixels[middle:below, shared : end - left]
+        if middle:
+            mine = self._blended(mixed[:middle], pixels[:middle, shared : end - left])
+            total = mine * self._weights + seam[:middle] * (np.uint32(UNIT) - self._weights)
+            out[:middle] = (total + np.uint32(UNIT * UNIT // 2)) >> np.uint32(16)
+        if bottom > below:
+            seam[: bottom - below] = self._blended(mixed[below:], pixels[below:, shared : end - left])
+
+    @staticmethod
+    def _blended(mixed: NDArray[np.uint16], own: NDArray[np.uint8]) -> NDArray[np.uint16]:
+        """Shared and own columns side by side, in 1/256 grey levels."""
+        return np.concatenate((mixed, own * np.uint16(UNIT)), axis=1)
+
+    def finish(self) -> tuple[int, NDArray[np.uint8]]:
+        """The row's band, after its last window: its first row in the level, and its pixels (rows, columns, 3)."""
+        band, self._band, self._left = self._band, None, None
+        assert band is not None
+        return self._top, band
