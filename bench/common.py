@@ -85,6 +85,13 @@ def mosaic(pictures: Sequence[Picture], height: int, width: int, *, cell: int = 
     return out
 
 
+def middle(pixels: Pixels, side: int) -> Pixels:
+    """The square of ``side``, or of the largest multiple of 128 that fits, in the picture's middle."""
+    side = min(side, *(length // 128 * 128 for length in pixels.shape[:2]))
+    y0, x0 = ((length - side) // 2 for length in pixels.shape[:2])
+    return np.ascontiguousarray(pixels[y0 : y0 + side, x0 : x0 + side])
+
+
 def container_bytes(path: Path) -> int:
     """Bytes of all files under a container, metadata included."""
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

@@ -25,6 +25,7 @@ ROWS = {
     "rate_quality": 4,
     "integer_cost": 4,
     "entropy_matrix": 25,
+    "entropy_speed": 2,
     "fuzz": 20,
     "rate_quality_reference": 10,
 }
