@@ -2,7 +2,8 @@
 
     TileCodecError
     ├── UsageError (ValueError)                options that contradict or leave their range; CLI exit 2
-    │   └── RegionError (IndexError)           a region outside the picture
+    │   ├── RegionError (IndexError)           a region outside the picture
+    │   └── RecipeError                        a training recipe with a wrong key or value
     ├── SourceError (ValueError)               the input is not a picture that can be encoded
     │   └── UnsupportedPixelsError             dtype, band count or compression without support
     ├── StorageError (OSError)                 reading or writing failed; CLI exit 3
@@ -12,6 +13,10 @@
     │   ├── UnknownModelError                  no such model name, path or hash
     │   ├── ModelHashError                     weights differ from what the container names
     │   └── ModelConfigError                   a model config with wrong fields
+    ├── TrainingError (RuntimeError)           a training run cannot begin or go on
+    │   ├── DatasetError (ValueError)          too few pictures, too small or too flat ones
+    │   ├── DivergedError (FloatingPointError) the loss is no number any more
+    │   └── TrainingMemoryError (MemoryError)  a step does not fit into memory
     └── ContainerError (ValueError)
         ├── NotAContainerError                 no tilecodec container there, or metadata that break its rules
         ├── IncompleteContainerError           the container was never finished
@@ -88,6 +93,12 @@ class RegionError(UsageError, IndexError):
     exit_code = 1
 
 
+class RecipeError(UsageError):
+    """The training recipe has a wrong key or value"""
+
+    reason = "recipe"
+
+
 class SourceError(TileCodecError, ValueError):
     """The input cannot be read as a picture"""
 
@@ -144,6 +155,30 @@ class ModelConfigError(ModelError):
     """The model's config breaks its rules"""
 
     reason = "model-config"
+
+
+class TrainingError(TileCodecError, RuntimeError):
+    """The training run cannot begin or go on"""
+
+    reason = "training"
+
+
+class DatasetError(TrainingError, ValueError):
+    """There is nothing to learn from these pictures"""
+
+    reason = "dataset"
+
+
+class DivergedError(TrainingError, FloatingPointError):
+    """The loss is no number any more"""
+
+    reason = "diverged"
+
+
+class TrainingMemoryError(TrainingError, MemoryError):
+    """A training step does not fit into memory"""
+
+    reason = "training-memory"
 
 
 class ContainerError(TileCodecError, ValueError):
