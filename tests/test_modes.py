@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,7 +21,7 @@ import torch
 import zarr
 
 import tilecodec
-from tilecodec.decoder import engine, tiles
+from tilecodec.decoder import engine, jobs
 from tilecodec.decoder.reference import decode_reference
 from tilecodec.encoder import level_sizes
 from tilecodec.entropy.codec import SingleThreadPool
@@ -169,8 +172,8 @@ class DoneAtOnce:
 def test_jobs_may_be_done_at_once(containers: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     path = containers["part-empty"]
     wanted = tilecodec.open(path)[...]
-    monkeypatch.setattr(tiles, "POOL", DoneAtOnce())
-    monkeypatch.setattr(engine, "POOL", DoneAtOnce())
+    for module in (jobs, engine):
+        monkeypatch.setattr(module, "POOL", DoneAtOnce())
     found: list[np.ndarray] = []
     reader = threading.Thread(target=lambda: found.append(tilecodec.open(path)[...]), daemon=True)
     before = torch.get_num_threads()
@@ -213,3 +216,37 @@ def test_the_pyramid_is_made_of_two_by_two_means(tmp_path: Path) -> None:
             for x in range(0, width, 128):
                 part = expected[n][y : y + 128, x : x + 128]
                 assert any(np.array_equal(c[: part.shape[0], : part.shape[1]], part) for c in cores), (n, y, x)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_reads_too(finished: Path) -> None:
+    """Workers do not survive a fork: the child starts its own, even where the parent was using them."""
+    whole = np.asarray(tilecodec.open(finished)[:])
+    code = (
+        "import os, sys, threading, numpy as np, torch, tilecodec\n"
+        "from tilecodec.entropy.codec import POOL\n"
+        "torch.set_num_threads(1)\n"
+        "path, model = sys.argv[1:]\n"
+        "first = np.asarray(tilecodec.open(path, model=model)[:])\n"
+        "stop = threading.Event()\n"
+        "def busy():\n"
+        "    while not stop.is_set():\n"
+        "        POOL.submit(int).result()\n"
+        "thread = threading.Thread(target=busy)\n"
+        "thread.start()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(0 if np.array_equal(np.asarray(tilecodec.open(path, model=model)[:]), first) else 1)\n"
+        "stop.set(); thread.join()\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+        "print(int(first.sum(dtype=np.int64)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(finished), str(tiny.tiny_model())],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) == int(whole.sum(dtype=np.int64))

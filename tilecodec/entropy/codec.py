@@ -177,8 +177,13 @@ class SingleThreadPool:
     """
 
     def __init__(self) -> None:
+        self._forget()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        """Threads do not survive a fork, and another thread may have held the lock at that moment."""
         self._lock = threading.Lock()
-        self._owner = 0
         self._pool: ThreadPoolExecutor | None = None
         self._workers = 0
 
@@ -195,8 +200,7 @@ class SingleThreadPool:
             return self._workers
 
     def _started(self) -> ThreadPoolExecutor:
-        if self._pool is None or self._owner != os.getpid():  # threads do not survive a fork
-            self._owner = os.getpid()
+        if self._pool is None:
             self._pool = self._start()
         return self._pool
 
