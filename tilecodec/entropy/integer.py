@@ -145,8 +145,8 @@ class _Depthwise:
     def __call__(self, x: Tensor) -> Tensor:
         _, h, w, _ = x.shape
         padded = F.pad(x, (0, 0, 1, 1, 1, 1)).int()
-        total = self._constant.repeat(*x.shape[:3], 1)
-        for tap in range(9):
+        total = torch.addcmul(self._constant, padded[:, :h, :w], self._weight[0])
+        for tap in range(1, 9):
             dy, dx = divmod(tap, 3)
             total.addcmul_(padded[:, dy : dy + h, dx : dx + w], self._weight[tap])
         return _saturate(torch.bitwise_right_shift(total, self._shift, out=total))
