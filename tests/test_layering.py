@@ -32,6 +32,7 @@ COMPOSERS = (
     "decoder",
     "zarr_codec",
     "validation",
+    "evaluation",
     "cli",
     "progress",
     "demo",
