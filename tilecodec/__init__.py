@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tilecodec.config import DecodeOptions, EncodeOptions
     from tilecodec.entropy.model import CodecModel, load_model
     from tilecodec.errors import Problem, TileCodecError
+    from tilecodec.evaluation import EvaluationOptions, EvaluationReport, evaluate
     from tilecodec.limits import Limits
     from tilecodec.validation import ValidationReport, validate
 
@@ -50,6 +51,7 @@ _HOMES = {
     "tilecodec.config": ("DecodeOptions", "EncodeOptions"),
     "tilecodec.entropy.model": ("CodecModel", "load_model"),
     "tilecodec.errors": ("Problem", "TileCodecError"),
+    "tilecodec.evaluation": ("EvaluationOptions", "EvaluationReport", "evaluate"),
     "tilecodec.limits": ("Limits",),
     "tilecodec.validation": ("ValidationReport", "validate"),
 }
@@ -61,15 +63,18 @@ __all__ = [  # noqa: RUF022  # grouped by use
     "open",
     "info",
     "validate",
+    "evaluate",
     "load_model",
     "EncodeOptions",
     "DecodeOptions",
+    "EvaluationOptions",
     "Limits",
     "EncodeReport",
     "DecodeReport",
     "ContainerInfo",
     "LevelInfo",
     "ValidationReport",
+    "EvaluationReport",
     "Problem",
     "Progress",
     "Image",

@@ -210,6 +210,28 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 # --- arguments
 
+def _eval(arguments: argparse.Namespace) -> int:
+    codecs = [name for name in arguments.codecs.split(",") if name]
+    options = {
+        "model": arguments.model,
+        "qualities": _numbers("--qualities", arguments.qualities),
+        "rates": _numbers("--rates", arguments.rates),
+        "codecs": () if codecs == ["none"] else tuple(codecs),
+        "lpips": arguments.lpips,
+        "dists": arguments.dists,
+        "ssimulacra2": arguments.ssimulacra2,
+        "max_pixels": _integer("--max-pixels", arguments.max_pixels),
+        "device": _device(arguments.device),
+    }
+    from tilecodec.evaluation import evaluate
+    from tilecodec.progress import progress_bar
+
+    with progress_bar("measuring", quiet=arguments.quiet) as progress:
+        report = evaluate(arguments.folder, arguments.out, overwrite=arguments.overwrite, progress=progress, **options)
+    _show(arguments, report.to_dict(), report.summary())
+    return 0
+
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -283,6 +305,35 @@ def parse_region(text: str) -> tuple[int, int, int, int]:
 
     Raises:
         UsageError: the text is not four whole numbers, or names no pixel.
+    about = "Measure rate and quality on your own pictures, beside JPEG, JPEG 2000, WebP, AVIF and JPEG XL."
+    measure = command("eval", _eval, about, quiet)
+    measure.add_argument("folder", metavar="FOLDER", help="pictures; its subfolders are domains")
+    measure.add_argument("--out", metavar="DIR", help="folder for rows.csv, report.json, report.md and plots")
+    measure.add_argument("--overwrite", action="store_true", help="replace files of these names")
+    measure.add_argument("--model", default="default", metavar="NAME|PATH", help="name, hash or folder of the model")
+    measure.add_argument(
+        "--qualities", default="1,10,20,35,50,65,80,100", metavar="Q,Q", help="ours, 1 to 100 (default: %(default)s)"
+    )
+    measure.add_argument(
+        "--codecs",
+        default="jpeg,jpeg2000,webp,avif,jpegxl",
+        metavar="NAME,NAME",
+        help="encoded beside it, or none (default: %(default)s)",
+    )
+    measure.add_argument(
+        "--rates", default="0.1,0.15,0.2,0.3,0.5", metavar="B,B", help="bpp to compare at (default: %(default)s)"
+    )
+    measure.add_argument("--lpips", metavar="FILE", help="weights of LPIPS (SqueezeNet), to measure it")
+    measure.add_argument("--dists", metavar="FILE", help="weights of DISTS, to measure it")
+    measure.add_argument("--ssimulacra2", action="store_true", help="measure SSIMULACRA2; doubles the time")
+    measure.add_argument(
+        "--max-pixels",
+        default=str(2 << 20),
+        metavar="N",
+        help="of a larger picture the middle is measured (default: %(default)s)",
+    )
+    measure.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+
     """
     parts = text.split(",")
     expected = "X,Y,W,H: four whole numbers, W and H at least 1"
@@ -320,6 +371,10 @@ def _show(arguments: argparse.Namespace, result: dict[str, Any], rows: Rows) -> 
     """Print a result on stdout: as JSON, as a table on a terminal, as plain lines elsewhere."""
     if arguments.json:
         import json
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    return tuple(_number(option, part) for part in text.split(","))
+
 
         print(json.dumps(result, indent=2, allow_nan=False))
     elif not getattr(arguments, "quiet", False):
