@@ -199,17 +199,6 @@ def _validate(arguments: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
-def _demo(arguments: argparse.Namespace) -> int:
-    size = _integer("--size", arguments.size)
-    from tilecodec.demo import run_demo
-
-    report = run_demo(arguments.out, size=size, quiet=arguments.quiet, say=_say(arguments))
-    _show(arguments, report.to_dict(), report.rows())
-    return 0
-
-
-# --- arguments
-
 def _eval(arguments: argparse.Namespace) -> int:
     codecs = [name for name in arguments.codecs.split(",") if name]
     options = {
@@ -231,6 +220,17 @@ def _eval(arguments: argparse.Namespace) -> int:
     _show(arguments, report.to_dict(), report.summary())
     return 0
 
+
+def _demo(arguments: argparse.Namespace) -> int:
+    size = _integer("--size", arguments.size)
+    from tilecodec.demo import run_demo
+
+    report = run_demo(arguments.out, size=size, quiet=arguments.quiet, say=_say(arguments))
+    _show(arguments, report.to_dict(), report.rows())
+    return 0
+
+
+# --- arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -284,27 +284,6 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--deep", action="store_true", help="decode the symbols of every tile as well")
     check.add_argument("--model", metavar="NAME|PATH", help="the model, where it is not found by its hash")
 
-    demo = command("demo", _demo, "Draw a landscape, encode and decode it, measure, and show both side by side.", quiet)
-    demo.add_argument("--size", default="4096", metavar="N", help="side of the landscape in pixels (default: 4096)")
-    demo.add_argument("--out", default="tilecodec-demo", metavar="DIR", help="folder (default: ./tilecodec-demo)")
-    return parser
-
-
-class _Version(argparse.Action):
-    """Print the version and exit; it is looked up only when asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from tilecodec import __version__
-
-        print(f"tilecodec {__version__}")
-        parser.exit()
-
-
-def parse_region(text: str) -> tuple[int, int, int, int]:
-    """Return left, top, width and height from ``X,Y,W,H``.
-
-    Raises:
-        UsageError: the text is not four whole numbers, or names no pixel.
     about = "Measure rate and quality on your own pictures, beside JPEG, JPEG 2000, WebP, AVIF and JPEG XL."
     measure = command("eval", _eval, about, quiet)
     measure.add_argument("folder", metavar="FOLDER", help="pictures; its subfolders are domains")
@@ -334,6 +313,27 @@ def parse_region(text: str) -> tuple[int, int, int, int]:
     )
     measure.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
 
+    demo = command("demo", _demo, "Draw a landscape, encode and decode it, measure, and show both side by side.", quiet)
+    demo.add_argument("--size", default="4096", metavar="N", help="side of the landscape in pixels (default: 4096)")
+    demo.add_argument("--out", default="tilecodec-demo", metavar="DIR", help="folder (default: ./tilecodec-demo)")
+    return parser
+
+
+class _Version(argparse.Action):
+    """Print the version and exit; it is looked up only when asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from tilecodec import __version__
+
+        print(f"tilecodec {__version__}")
+        parser.exit()
+
+
+def parse_region(text: str) -> tuple[int, int, int, int]:
+    """Return left, top, width and height from ``X,Y,W,H``.
+
+    Raises:
+        UsageError: the text is not four whole numbers, or names no pixel.
     """
     parts = text.split(",")
     expected = "X,Y,W,H: four whole numbers, W and H at least 1"
@@ -349,6 +349,10 @@ def _integer(option: str, text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,12}", text):
         raise UsageError(f"{option} cannot be read", got=text, expected="a whole number", where=option)
     return int(text)
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    return tuple(_number(option, part) for part in text.split(","))
 
 
 def _number(option: str, text: str) -> float:
@@ -371,10 +375,6 @@ def _show(arguments: argparse.Namespace, result: dict[str, Any], rows: Rows) -> 
     """Print a result on stdout: as JSON, as a table on a terminal, as plain lines elsewhere."""
     if arguments.json:
         import json
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    return tuple(_number(option, part) for part in text.split(","))
-
 
         print(json.dumps(result, indent=2, allow_nan=False))
     elif not getattr(arguments, "quiet", False):
