@@ -8,11 +8,14 @@
     │   └── UnsupportedPixelsError             dtype, band count or compression without support
     ├── StorageError (OSError)                 reading or writing failed; CLI exit 3
     │   ├── MissingFileError (FileNotFoundError)
-    │   └── TargetExistsError (FileExistsError)
+    │   ├── TargetExistsError (FileExistsError)
+    │   └── HubError                           a model hub cannot be reached, or has no such file
     ├── ModelError (ValueError)
     │   ├── UnknownModelError                  no such model name, path or hash
     │   ├── ModelHashError                     weights differ from what the container names
-    │   └── ModelConfigError                   a model config with wrong fields
+    │   ├── ModelConfigError                   a model config with wrong fields
+    │   ├── CheckpointError                    a checkpoint that cannot be converted
+    │   └── NotEnoughMemoryError (MemoryError) this machine has less memory than the work needs
     ├── TrainingError (RuntimeError)           a training run cannot begin or go on
     │   ├── DatasetError (ValueError)          too few pictures, too small or too flat ones
     │   ├── DivergedError (FloatingPointError) the loss is no number any more
@@ -133,6 +136,12 @@ class TargetExistsError(StorageError, FileExistsError):
     reason = "target-exists"
 
 
+class HubError(StorageError):
+    """The model hub cannot be reached, or has no such file"""
+
+    reason = "hub"
+
+
 class ModelError(TileCodecError, ValueError):
     """A model cannot be used"""
 
@@ -155,6 +164,18 @@ class ModelConfigError(ModelError):
     """The model's config breaks its rules"""
 
     reason = "model-config"
+
+
+class CheckpointError(ModelError):
+    """A checkpoint cannot be converted"""
+
+    reason = "checkpoint"
+
+
+class NotEnoughMemoryError(ModelError, MemoryError):
+    """This machine has less memory than the work needs"""
+
+    reason = "memory"
 
 
 class TrainingError(TileCodecError, RuntimeError):

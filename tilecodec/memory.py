@@ -1,10 +1,11 @@
-"""The process's memory: its peak, and how the C allocator gives it back."""
+"""The process's memory: its peak, what is left, and how the C allocator gives it back."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 from functools import cache
+from pathlib import Path
 
 KEEP_BYTES = 512 << 20
 """Freed memory that the allocator may hold on to."""
@@ -18,6 +19,41 @@ def peak_memory_bytes() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_memory_bytes() -> int | None:
+    """Memory that can be had without swapping, bytes; None where the platform does not tell.
+
+    Linux's estimate for the machine, or what is left of the control group's limit (a container's) where that is less.
+    """
+    machine = _field(Path("/proc/meminfo"), "MemAvailable:")
+    group = Path("/sys/fs/cgroup")
+    limit, used = (_number(group / name) for name in ("memory.max", "memory.current"))
+    if limit is None or used is None:
+        return machine
+    left = max(limit - used + (_field(group / "memory.stat", "inactive_file") or 0), 0)
+    return left if machine is None else min(left, machine)
+
+
+def _number(path: Path) -> int | None:
+    """The whole number a file of the kernel holds; None where there is none (``max``: no limit)."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _field(path: Path, name: str) -> int | None:
+    """A named number of a kernel's table, in bytes; None where there is none."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        words = line.split()
+        if len(words) >= 2 and words[0] == name and words[1].isdigit():
+            return int(words[1]) * (1024 if words[-1] == "kB" else 1)
+    return None
 
 
 @cache

@@ -89,11 +89,17 @@ def table_from_pmfs(pmfs: list[NDArray[np.float64]], offsets: list[int]) -> CDFT
     return CDFTable(cdf, np.array([len(p) + 1 for p in pmfs], np.int32), np.array(offsets, np.int32))
 
 
-def gaussian_table() -> CDFTable:
-    """Zero-mean Gaussians at the 64 scales, out to about five scales, the rest in the escape."""
+def gaussian_table(scales: NDArray[np.floating[Any]] | None = None, *, least_reach: int = 2) -> CDFTable:
+    """Zero-mean Gaussians, out to about five scales, the rest in the escape.
+
+    Args:
+        scales: the scale of each row, (rows,), positive; :func:`scale_table` unless given.
+        least_reach: every row has bins for symbols up to this magnitude. A bin costs a 65536th of the probability; a
+            symbol in the escape, 32 bits more than in a bin.
+    """
     pmfs, offsets = [], []
-    for scale in scale_table():
-        reach = min(max(2, math.ceil(5 * scale)), 1023)
+    for scale in (scale_table() if scales is None else scales).tolist():
+        reach = min(max(least_reach, math.ceil(5 * scale)), 1023)
         edges = (np.arange(-reach, reach + 2) - 0.5) / (scale * math.sqrt(2))
         cumulative = np.array([0.5 * math.erfc(-e) for e in edges])
         inside = np.diff(cumulative)
