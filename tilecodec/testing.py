@@ -10,35 +10,20 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tilecodec.entropy.floats import float_entropy, float_network, official_scale_table
+from tilecodec.entropy.model import CodecModel
 from tilecodec.errors import ModelError, SourceError
 from tilecodec.model.config import DiTICConfig, official_config
 from tilecodec.model.ditic import DiTIC
-from tilecodec.model.latent_codec import STEPS
-
-
-class EntropyTables(Protocol):
-    """What :func:`trace` needs to know of the entropy model."""
-
-    @property
-    def z_median(self) -> NDArray[np.float32]:
-        """Median of each hyper-latent channel, (Cz,)."""
-
-
-class LoadedModel(Protocol):
-    """A network together with its entropy tables."""
-
-    @property
-    def network(self) -> DiTIC: ...
-
-    @property
-    def tables(self) -> EntropyTables: ...
+from tilecodec.model.latent_codec import STEPS, LatentCodec
+from tilecodec.model.weights import find_model
 
 
 def reduced_config() -> DiTICConfig:
@@ -143,7 +128,7 @@ def golden_model(config: DiTICConfig | None = None, *, seed: str = "g0") -> DiTI
 
 
 def trace(
-    model: DiTIC | LoadedModel,
+    model: DiTIC | CodecModel,
     image_u8: NDArray[np.uint8],
     *,
     z_median: NDArray[np.float32] | None = None,
@@ -152,13 +137,17 @@ def trace(
 ) -> dict[str, NDArray[Any]]:
     """Encodes and decodes one picture and returns every tensor on the way. Nothing is entropy coded.
 
+    The entropy model is evaluated in floating point: with the weights its integer program was made from, where the
+    model file keeps them (a converted checkpoint's does), else with those that its integers stand for.
+
     Args:
-        model: a float32 network, or a loaded model with a ``network`` and its ``tables``.
+        model: a float32 network, or a model loaded with ``precision="fp32"``.
         image_u8: (3, H, W) uint8. Sides that are no multiple of the hyper-latent's stride are padded by reflection at
             right and bottom, as the authors' release does.
-        z_median: medians of the hyper-latent, (Cz,). Unless given, those of the model's tables; zeros for a bare
-            network, which has none.
-        scale_table: Gaussian scales that have a CDF row, ascending; :func:`official_scale_table` unless given.
+        z_median: medians of the hyper-latent, (Cz,). Unless given, the model's own; zeros for a bare network, which
+            has none.
+        scale_table: Gaussian scales that have a CDF row, ascending. Unless given, the model's own, or
+            :func:`official_scale_table` where it has none.
         rate: rate position in [0, 1], for models of continuous quality.
 
     Returns:
@@ -174,28 +163,52 @@ def trace(
     """
     if image_u8.dtype != np.uint8 or image_u8.ndim != 3 or image_u8.shape[0] != 3 or 0 in image_u8.shape:
         raise SourceError(got=f"{image_u8.dtype} {image_u8.shape}", expected="uint8 (3, H, W)", where="image_u8")
-    if isinstance(model, DiTIC):
-        network, known_median = model, np.zeros(model.config.codec.z_channels, np.float32)
-    else:
-        network, known_median = model.network, model.tables.z_median
-    dtypes = {parameter.dtype for parameter in network.parameters()}
+    parts = _parts(model)
+    dtypes = {parameter.dtype for parameter in parts.network.parameters()}
     if dtypes != {torch.float32}:
-        raise ModelError("a trace needs float32 weights", got=sorted(map(str, dtypes)), where="trace")
-    device = next(network.parameters()).device
-    median_C = torch.as_tensor(known_median if z_median is None else z_median, device=device)
-    table_n = torch.as_tensor(official_scale_table() if scale_table is None else scale_table, device=device)
+        expected = 'tilecodec.load_model(..., precision="fp32")'
+        raise ModelError(
+            "a trace needs float32 weights", got=sorted(map(str, dtypes)), expected=expected, where="trace"
+        )
+    device = next(parts.network.parameters()).device
+    median_C = torch.as_tensor(parts.z_median if z_median is None else z_median, device=device)
+    table_n = torch.as_tensor(parts.scales if scale_table is None else scale_table, device=device)
     rate_B = torch.full((1,), rate, device=device)
     with torch.inference_mode(), torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
-        seen = _run(network, image_u8, median_C, table_n, rate_B)
+        seen = _run(parts.network, parts.entropy, image_u8, median_C, table_n, rate_B)
     return {"image_u8": image_u8, **{name: tensor.cpu().numpy() for name, tensor in seen.items()}}
 
 
-def official_scale_table() -> NDArray[np.float32]:
-    """The 64 Gaussian scales of the official entropy model, log-spaced from 0.11 to 256, float32.
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class _Parts:
+    """What a trace runs."""
 
-    Computed in float32, as CompressAI does: a float64 table differs from it by one or two units in the last place.
-    """
-    return torch.exp(torch.linspace(math.log(0.11), math.log(256.0), 64)).numpy()
+    network: DiTIC
+    entropy: LatentCodec
+    """Its entropy parts are used, on the network's device."""
+    z_median: NDArray[np.float32]
+    scales: NDArray[np.float32]
+
+
+def _parts(model: DiTIC | CodecModel) -> _Parts:
+    """A loaded model's network has no entropy parts, which are integers there: their floats come from its file."""
+    if isinstance(model, DiTIC):
+        median = np.zeros(model.config.codec.z_channels, np.float32)
+        return _Parts(model, model.codec, median, official_scale_table())
+    file = find_model(f"sha256:{model.sha256}")
+    floats = float_entropy(file)
+    network = model.network
+    if model.config.vae.kind == "light" and model.dtype == torch.float32:
+        network = float_network(file).to(model.device)  # a loaded one takes and gives grey levels
+    scales = official_scale_table() if floats.scales is None else floats.scales
+    return _Parts(network, _moved(floats.codec, model.device), floats.z_median, scales)
+
+
+def _moved(codec: LatentCodec, device: torch.device) -> LatentCodec:
+    for part in codec.children():
+        if not any(parameter.is_meta for parameter in part.parameters()):
+            part.to(device)
+    return codec
 
 
 def scale_rows(scale: Tensor, table_n: Tensor) -> Tensor:
@@ -204,7 +217,12 @@ def scale_rows(scale: Tensor, table_n: Tensor) -> Tensor:
 
 
 def _run(
-    network: DiTIC, image_u8: NDArray[np.uint8], median_C: Tensor, table_n: Tensor, rate_B: Tensor
+    network: DiTIC,
+    entropy: LatentCodec,
+    image_u8: NDArray[np.uint8],
+    median_C: Tensor,
+    table_n: Tensor,
+    rate_B: Tensor,
 ) -> dict[str, Tensor]:
     codec, settings = network.codec, network.config.transformer
     height, width = image_u8.shape[1:]
@@ -222,7 +240,7 @@ def _run(
     seen["z"] = codec.h_a(y)
     seen["z_shape"] = torch.tensor(seen["z"].shape[2:])
     seen["z_hat"] = torch.round(seen["z"] - median) + median
-    seen["hyper_params"] = codec.h_s(seen["z_hat"])
+    seen["hyper_params"] = entropy.h_s(seen["z_hat"])
 
     def code_step(step: int, mean: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
         symbols = torch.where(mask, torch.round(y - mean), 0)
@@ -231,7 +249,7 @@ def _run(
         seen[f"indexes_{step}"] = scale_rows(seen[f"scales_{step}"], table_n)
         return torch.where(mask, symbols + mean, 0)
 
-    context = codec.run_context(seen["hyper_params"], code_step)
+    context = entropy.run_context(seen["hyper_params"], code_step)
     seen["y_hat"] = context.y_hat
     result = network.denoise(context.y_hat * inverse, context.scale * inverse, rate_B)
     seen |= {"mean": result.mean, "log_scale": result.log_scale, "res": result.residual, "prompt": result.prompt}
