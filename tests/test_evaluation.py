@@ -18,9 +18,9 @@ import tiny
 import zarr
 
 import tilecodec
-from tilecodec import cli
+from tilecodec import EvaluationOptions, EvaluationReport, cli, evaluate
 from tilecodec.errors import MissingFileError, ModelError, SourceError, TargetExistsError, UsageError
-from tilecodec.evaluation import EvaluationOptions, EvaluationReport, evaluate, plots, run
+from tilecodec.evaluation import plots, run
 from tilecodec.evaluation.anchors import CODECS, NAMES, at_rates, pick
 from tilecodec.evaluation.measure import code_ours
 from tilecodec.evaluation.pictures import find_pictures

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from tilecodec.config import DecodeOptions, EncodeOptions
     from tilecodec.entropy.model import CodecModel, load_model
     from tilecodec.errors import Problem, TileCodecError
-    from tilecodec.evaluation import EvaluationOptions, EvaluationReport, evaluate
+    from tilecodec.evaluation.options import EvaluationOptions
+    from tilecodec.evaluation.report import EvaluationReport
+    from tilecodec.evaluation.run import evaluate
     from tilecodec.limits import Limits
     from tilecodec.validation import ValidationReport, validate
 
@@ -51,7 +53,9 @@ _HOMES = {
     "tilecodec.config": ("DecodeOptions", "EncodeOptions"),
     "tilecodec.entropy.model": ("CodecModel", "load_model"),
     "tilecodec.errors": ("Problem", "TileCodecError"),
-    "tilecodec.evaluation": ("EvaluationOptions", "EvaluationReport", "evaluate"),
+    "tilecodec.evaluation.options": ("EvaluationOptions",),
+    "tilecodec.evaluation.report": ("EvaluationReport",),
+    "tilecodec.evaluation.run": ("evaluate",),
     "tilecodec.limits": ("Limits",),
     "tilecodec.validation": ("ValidationReport", "validate"),
 }

@@ -212,7 +212,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         "max_pixels": _integer("--max-pixels", arguments.max_pixels),
         "device": _device(arguments.device),
     }
-    from tilecodec.evaluation import evaluate
+    from tilecodec.evaluation.run import evaluate
     from tilecodec.progress import progress_bar
 
     with progress_bar("measuring", quiet=arguments.quiet) as progress:

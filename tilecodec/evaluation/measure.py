@@ -54,6 +54,18 @@ def code_ours(
     return Coded(setting=f"quality={quality:g}", size=size, pixels=decoded)
 
 
+def name_of(model: str, device: str = "auto") -> str:
+    """A model's alias and the first digits of its hash.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be used.
+    """
+    from tilecodec.entropy.model import shared_model
+
+    loaded = shared_model(model, device)
+    return f"{loaded.alias} (sha256:{loaded.sha256[:12]})"
+
+
 def measure_ours(
     subject: Subject,
     qualities: Sequence[float],

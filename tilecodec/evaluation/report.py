@@ -10,11 +10,12 @@ from typing import Any
 
 from tilecodec.errors import Problem
 from tilecodec.evaluation.anchors import CODECS
+from tilecodec.evaluation.markdown import bullets, plain, table
 from tilecodec.evaluation.pictures import Picture
 from tilecodec.evaluation.quality import METRICS
 from tilecodec.evaluation.rows import OURS, Row
 from tilecodec.evaluation.summary import BDRate, Mean, bd_rate_against, domains_of, means
-from tilecodec.evaluation.tables import anchors_of, bd_table, mean_tables, paired_tables, table
+from tilecodec.evaluation.tables import anchors_of, bd_table, mean_tables, paired_tables
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,19 +113,19 @@ class EvaluationReport:
         Args:
             plots: paths of the plots, one for each domain and in that order; none: without plots.
         """
-        parts = ["# Rate and quality", "\n".join(f"- {fact}" for fact in self._facts()), _HOW]
-        parts += [f"## Left out\n\n{_bullets(self.left_out)}"] if self.left_out else []
+        parts = ["# Rate and quality", bullets(self._facts()), _HOW]
+        parts += [f"## Left out\n\n{bullets(self.left_out)}"] if self.left_out else []
         drawn = dict(zip(self.domains, plots, strict=True)) if plots else {}
         for domain in self.domains:
-            parts.append(f"## {_cell(domain)}")
-            parts += [f"![{_cell(domain)}]({drawn[domain]})"] if domain in drawn else []
+            parts.append(f"## {plain(domain)}")
+            parts += [f"![{plain(domain)}]({drawn[domain]})"] if domain in drawn else []
             if self.codecs:
                 parts.append(bd_table(self.rows, domain, self.metrics, anchors_of(self.rows)))
             parts += mean_tables(self.rows, domain, self.metrics, self.rates)
             parts += paired_tables(self.rows, domain, self.metrics, self.rates, anchors_of(self.rows))
         parts.append(f"## Pictures\n\n{self._pictures()}")
         if self.skipped:
-            skipped = [[_cell(p.where), p.reason, _cell(p.message)] for p in self.skipped]
+            skipped = [[plain(p.where), p.reason, plain(p.message)] for p in self.skipped]
             parts.append(f"## Skipped\n\n{table(['file', 'reason', 'message'], skipped)}")
         return "\n\n".join(parts) + "\n"
 
@@ -143,8 +144,8 @@ class EvaluationReport:
     def _pictures(self) -> str:
         body = [
             [
-                _cell(p.domain),
-                _cell(p.name),
+                plain(p.domain),
+                plain(p.name),
                 f"{p.width} × {p.height}",
                 f"the middle of {p.whole_width} × {p.whole_height}" if p.cut else "whole",
             ]
@@ -164,15 +165,6 @@ _HOW = (
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _cell(text: str) -> str:
-    """Text that breaks no table."""
-    return " ".join(text.replace("|", "\\|").split())
-
-
-def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
 
 
 def left_out(metrics: Sequence[str]) -> list[str]:

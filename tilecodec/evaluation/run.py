@@ -14,7 +14,7 @@ from typing import Any, Final
 from tilecodec.api import Progress, ProgressCall
 from tilecodec.errors import Problem, SourceError, StorageError, TargetExistsError, TileCodecError
 from tilecodec.evaluation.anchors import RATES, Codec, pick
-from tilecodec.evaluation.measure import Subject, measure_anchors, measure_ours
+from tilecodec.evaluation.measure import Subject, measure_anchors, measure_ours, name_of
 from tilecodec.evaluation.options import EvaluationOptions
 from tilecodec.evaluation.pictures import Found, Picture, find_pictures
 from tilecodec.evaluation.plots import can_plot, plot_curves
@@ -48,7 +48,7 @@ def evaluate(
             them. The table grows with every picture.
         overwrite: replace files of these names.
         progress: called after every codec on every picture; its pixels are those of the pictures done so far.
-        **options: fields of :class:`~tilecodec.evaluation.EvaluationOptions`.
+        **options: fields of :class:`~tilecodec.EvaluationOptions`.
 
     Raises:
         UsageError: an option is out of range, or names a codec that is not there.
@@ -68,9 +68,7 @@ def evaluate(
         ssimulacra2=settings.ssimulacra2,
         device=settings.device,
     )
-    from tilecodec.entropy.model import shared_model
-
-    model = shared_model(settings.model, settings.device)
+    model = name_of(settings.model, settings.device)
     found = find_pictures(folder, settings.max_pixels)
     _make(place)
     measured = _Measured(found, settings, meter, progress, place)
@@ -82,7 +80,7 @@ def evaluate(
         missing += line
     report = EvaluationReport(
         folder=os.fspath(folder),
-        model=f"{model.alias} (sha256:{model.sha256[:12]})",
+        model=model,
         qualities=tuple(sorted(settings.qualities)),
         codecs=tuple(codec.name for codec in measured.codecs),
         rates=settings.rates,

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from tilecodec.evaluation.markdown import table
 from tilecodec.evaluation.rows import OURS, Row
 from tilecodec.evaluation.summary import Mean, bd_rate_against, codecs_of, means, paired
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; floats with four significant digits."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows:
-        lines.append("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row) + " |")
-    return "\n".join(lines)
 
 
 def mean_tables(rows: Sequence[Row], domain: str, metrics: Sequence[str], rates: Sequence[float]) -> Iterator[str]:
