@@ -55,8 +55,8 @@ class IntegerNetwork:
                 i.op == "conv" and follower is not None and follower.op == "lut" and follower.inputs == (i.output,)
             ) and (last_use[i.output] == n + 1 and i.output not in RESULTS)
             if fused and follower is not None:
-                sums = self._dense[str(i.argument)].sums(r[i.inputs[0]])
-                r[follower.output] = _look_up(sums, self._tables[str(follower.argument)])
+                table = self._tables[str(follower.argument)]
+                r[follower.output] = self._dense[str(i.argument)].looked_up(r[i.inputs[0]], table)
                 n += 1
             else:
                 r[i.output] = self._one(i, [r[name] for name in i.inputs])
@@ -106,16 +106,31 @@ class _Dense:
                 constant = constant + 128 * weight.long().sum(1)
             self._constant, self._shift = constant.int().to(device), shift.int().to(device)
             self._weight = (weight if arithmetic == "int8" else weight.float()).to(device).T
+        # the constant that makes sums begin at 0, for tables, where no sum can leave 32 bits with it
+        largest = 32768 * weight.long().abs().sum(1) + bias.abs() + (1 << shift >> 1) + (1 << shift) * -LOW
+        raised = constant + (1 << shift) * -LOW
+        self._raised = raised.to(self._constant) if int(largest.max()) < 1 << 31 else None
 
     def sums(self, x: Tensor) -> Tensor:
         """(N, h, w, O) int32 within 16 bits."""
+        return self._totals(x, self._constant).clamp_(LOW, HIGH)
+
+    def looked_up(self, x: Tensor, table: Tensor) -> Tensor:
+        """``table`` at the sums, (N, h, w, O) int16."""
+        if self._raised is None:
+            return _look_up(self.sums(x), table)
+        places = self._totals(x, self._raised).clamp_(0, HIGH - LOW)
+        return table.index_select(0, places.reshape(-1)).reshape(places.shape)
+
+    def _totals(self, x: Tensor, constant: Tensor) -> Tensor:
+        """The shifted sums, before they are limited, (N, h, w, O) int32."""
         if self._kernel == 3:
             x = _neighbours(x)
         n, h, w, c = x.shape
         rows = x.reshape(-1, c)
         if self._arithmetic == "float64":
-            total = (rows.double() @ self._weight).long().add_(self._constant) >> self._shift
-            return total.clamp_(LOW, HIGH).int().reshape(n, h, w, -1)
+            total = (rows.double() @ self._weight).long().add_(constant) >> self._shift
+            return total.clamp_(4 * LOW, 4 * HIGH).int().reshape(n, h, w, -1)
         count = len(rows)
         if self._arithmetic == "int8":
             halves = torch.empty(2 * count, c, dtype=torch.int8, device=x.device)
@@ -128,9 +143,8 @@ class _Dense:
             halves[count:] = rows & 0xFF
             with torch.autocast(x.device.type, enabled=False):  # a caller's own would round the sums
                 products = (halves @ self._weight).int()
-        total = torch.add(products[count:], products[:count], alpha=256).add_(self._constant)
-        total = torch.bitwise_right_shift(total, self._shift, out=total)
-        return total.clamp_(LOW, HIGH).reshape(n, h, w, -1)
+        total = products[count:].add_(products[:count], alpha=256).add_(constant)
+        return torch.bitwise_right_shift(total, self._shift, out=total).reshape(n, h, w, -1)
 
 
 class _Depthwise:
