@@ -20,7 +20,7 @@ from tilecodec.model.config import DiTICConfig
 from tilecodec.model.guidance import LatentGuidance
 from tilecodec.model.latent_codec import LatentCodec
 from tilecodec.model.light_vae import LightVAE
-from tilecodec.model.transformer import SanaTransformer, library_transformer
+from tilecodec.model.transformer import SanaTransformer
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,10 @@ class DiTIC(nn.Module):
             self.aux_codec = ElicAnalysis(config.aux_encoder)
         aux_channels = config.aux_encoder.channels if config.aux_encoder else 0
         self.codec = LatentCodec(config.codec, latent, aux_channels)
-        self.DiT: nn.Module | None = None
+        self.DiT: SanaTransformer | None = None
         self.prompter: LatentGuidance | None = None
         if config.transformer is not None:
-            make = SanaTransformer if config.vae.kind == "light" else library_transformer
-            self.DiT = make(config.transformer, latent, config.guidance.caption_channels)
+            self.DiT = SanaTransformer(config.transformer, latent, config.guidance.caption_channels)
             self.prompter = LatentGuidance(config.guidance, config.codec.prompt_channels)
 
     def analyse(self, x_B3HW: Tensor) -> Tensor:
