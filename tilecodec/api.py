@@ -185,14 +185,14 @@ def encode(
 def _encode(
     pixels: Any, target: str, settings: EncodeOptions, progress: ProgressCall | None, begun: float
 ) -> EncodeReport:
-    from tilecodec.encoder import ChunkDone, encode_levels, level_sizes
+    from tilecodec.encoder import ChunkDone, check_memory, encode_levels, level_sizes
     from tilecodec.entropy.model import shared_model
 
     local = None if "://" in target else Path(target)
     existing = _existing(target, local)
     if existing and not (settings.overwrite or settings.resume):
         raise TargetExistsError(got=target, expected="a new path", hint="Give --overwrite, or --resume to finish it")
-    model = shared_model(settings.model, settings.device, settings.precision)
+    model = shared_model(settings.model, settings.device, settings.precision, compile=settings.compile)
     stride = model.config.z_stride
     if settings.tile % stride:
         raise UsageError(
@@ -223,6 +223,7 @@ def _encode(
         for n, size in enumerate(level_sizes(pixels.height, pixels.width, settings.levels))
     )
     meta = _describe(pixels, target, layouts, model.alias, settings)
+    check_memory(layouts[0], model)
 
     staged = local is not None and existing and settings.overwrite
     place = local.with_name(f".{local.name}.new-{os.getpid()}") if staged and local is not None else target
@@ -484,7 +485,9 @@ class Image:
 
         options, named = self._options, layout.codec.model
         wanted = named.removeprefix("sha256:")
-        model = shared_model(options.model or named, options.device, options.precision, sha256=wanted)
+        model = shared_model(
+            options.model or named, options.device, options.precision, sha256=wanted, compile=options.compile
+        )
         store = self._store.under(layout.path)
         fill = options.fill if options.on_error == "fill" else None
         return LevelDecoder(store, layout, model, cache_bytes=options.cache_bytes, limits=options.limits, fill=fill)
@@ -520,6 +523,7 @@ def open(  # noqa: A001  # the verb users expect, as in zarr.open
     model: str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    compile: bool = False,  # noqa: A002  # torch's own name for it
     cache_bytes: int = 64 << 20,
     limits: Limits = DEFAULT_LIMITS,
     on_error: OnError = "raise",
@@ -531,7 +535,8 @@ def open(  # noqa: A001  # the verb users expect, as in zarr.open
         path: the container's folder, or an fsspec URL.
         model: path or name of the model, where the one the container names by hash is not found by itself.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        precision: ``auto``, ``fp32``, ``bf16``, ``fp16`` or ``int8``, see :func:`tilecodec.load_model`.
+        compile: let torch.compile make faster code, see :func:`tilecodec.load_model`.
         cache_bytes: decoded windows kept per level.
         limits: what the container may ask for at most.
         on_error: ``raise``: a read that meets a tile that cannot be decoded is a TileError, naming it. ``fill``: the
@@ -546,6 +551,7 @@ def open(  # noqa: A001  # the verb users expect, as in zarr.open
         model=model,
         device=device,
         precision=precision,
+        compile=compile,
         cache_bytes=cache_bytes,
         limits=limits,
         on_error=on_error,
@@ -563,6 +569,7 @@ def decode(
     model: str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    compile: bool = False,  # noqa: A002  # torch's own name for it
     overwrite: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     on_error: OnError = "raise",
@@ -579,6 +586,7 @@ def decode(
         model: see :func:`open`.
         device: see :func:`open`.
         precision: see :func:`open`.
+        compile: see :func:`open`.
         overwrite: replace an existing target.
         limits: see :func:`open`.
         on_error: see :func:`open`; with ``fill`` the report names the tiles.
@@ -594,7 +602,16 @@ def decode(
 
     begun = time.monotonic()
     _check_apart(source, target)
-    image = open(source, model=model, device=device, precision=precision, limits=limits, on_error=on_error, fill=fill)
+    image = open(
+        source,
+        model=model,
+        device=device,
+        precision=precision,
+        compile=compile,
+        limits=limits,
+        on_error=on_error,
+        fill=fill,
+    )
     picked = image.level(level)
     _, height, width = picked.shape
     x, y, w, h = region if region is not None else (0, 0, width, height)

@@ -17,7 +17,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from tilecodec.errors import TileCodecError, UsageError
+from tilecodec.config import PRECISIONS
+from tilecodec.errors import CompileWarning, TileCodecError, UsageError
 
 Rows = list[tuple[str, str]]
 """A result as a person reads it: names and values."""
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings(), _tidy_when_terminated():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")
+                warnings.simplefilter("always", CompileWarning)
+                warnings.showwarning = _warn
             code = command(arguments)
         sys.stdout.flush()
     except TileCodecError as error:
@@ -82,6 +85,10 @@ def _tidy_when_terminated() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"tilecodec: warning: {message}", file=sys.stderr)
+
+
 def _complain(message: str, code: int) -> int:
     print(f"tilecodec: error: {message}", file=sys.stderr)
     return code
@@ -96,6 +103,8 @@ def _encode(arguments: argparse.Namespace) -> int:
         "quality": _number("--quality", arguments.quality),
         "levels": "auto" if arguments.levels == "auto" else _integer("--levels", arguments.levels),
         "device": _device(arguments.device),
+        "precision": arguments.precision,
+        "compile": arguments.compile,
         "resume": arguments.resume,
         "overwrite": arguments.overwrite,
     }
@@ -137,6 +146,8 @@ def _decode(arguments: argparse.Namespace) -> int:
             level=level,
             model=arguments.model,
             device=device,
+            precision=arguments.precision,
+            compile=arguments.compile,
             overwrite=arguments.overwrite,
             on_error=arguments.on_error,
             progress=progress,
@@ -245,6 +256,16 @@ def _parser() -> argparse.ArgumentParser:
     quiet.add_argument("--quiet", action="store_true", help="print errors only, and the result if --json is given")
     device = argparse.ArgumentParser(add_help=False)
     device.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    device.add_argument(
+        "--precision",
+        default="auto",
+        choices=PRECISIONS,
+        help="what networks compute in; int8: weights in eight bits, for large models (default: auto, bf16 where the "
+        "device computes it natively, else fp32)",
+    )
+    device.add_argument(
+        "--compile", action="store_true", help="let torch.compile make faster code, which takes minutes (large models)"
+    )
 
     def command(name: str, run: Callable[[argparse.Namespace], int], about: str, *parents: Any) -> Any:
         added = commands.add_parser(name, help=about, description=about, parents=[*parents, common], allow_abbrev=False)

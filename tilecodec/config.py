@@ -10,7 +10,10 @@ from tilecodec.limits import DEFAULT_LIMITS, Limits
 
 Device = str
 """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+"""What networks compute in. ``int8`` keeps large weights in eight bits and computes as ``auto`` does; ``auto`` is bf16
+where the device computes it natively, else fp32. No symbol depends on it."""
+PRECISIONS: Final = ("auto", "fp32", "bf16", "fp16", "int8")
 OnError = Literal["raise", "fill"]
 """What becomes of a tile that cannot be decoded: an error, or a fill colour in its place."""
 Colour = tuple[int, int, int]
@@ -47,6 +50,8 @@ class EncodeOptions:
     """Pyramid levels; auto: halve until the longer side is at most 1024 px."""
     device: Device = "auto"
     precision: Precision = "auto"
+    compile: bool = False
+    """Let torch.compile make faster code for the networks: worth its minutes for large models and many windows."""
     overwrite: bool = False
     """Replace an existing target."""
     resume: bool = False
@@ -54,6 +59,7 @@ class EncodeOptions:
 
     def __post_init__(self) -> None:
         _check(1 <= self.quality <= 100, "quality", self.quality, "1 to 100")
+        _check(self.precision in PRECISIONS, "precision", self.precision, ", ".join(PRECISIONS))
         _check(128 <= self.tile <= 4096 and self.tile % 128 == 0, "tile", self.tile, "a multiple of 128 up to 4096")
         _check(1 <= self.chunk_tiles <= 16, "chunk_tiles", self.chunk_tiles, "1 to 16")
         if self.levels != "auto":
@@ -71,6 +77,8 @@ class DecodeOptions:
     """Path or name of the model, where the one that the container names by hash is not found by itself."""
     device: Device = "auto"
     precision: Precision = "auto"
+    compile: bool = False
+    """See :attr:`EncodeOptions.compile`."""
     cache_bytes: int = 64 << 20
     """Bytes of decoded windows kept for the next read."""
     limits: Limits = DEFAULT_LIMITS
@@ -80,6 +88,7 @@ class DecodeOptions:
     """Colour of the tiles that cannot be decoded, with ``on_error="fill"``."""
 
     def __post_init__(self) -> None:
+        _check(self.precision in PRECISIONS, "precision", self.precision, ", ".join(PRECISIONS))
         _check(self.on_error in ("raise", "fill"), "on_error", self.on_error, "raise or fill")
         _check(
             isinstance(self.fill, tuple)

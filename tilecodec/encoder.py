@@ -24,6 +24,8 @@ from tilecodec.container.store import ByteStore
 from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import CodecModel
 from tilecodec.errors import StorageError
+from tilecodec.model.config import DiTICConfig
+from tilecodec.model.footprint import analyse_bytes
 from tilecodec.tiles import TilePosition, Window
 from tilecodec.tiles.cut import Readable, halve, read_padded
 
@@ -34,7 +36,9 @@ Report = Callable[["ChunkDone"], None]
 
 ANALYSIS_SIDE = 2048
 """Tiles are analysed together in windows of about this side: the halo is paid once for all of them."""
-
+ANALYSIS_BYTES = 1 << 30
+"""Of a large model, fewer tiles: as many as take about this much in bf16. It is the same on every machine and in every
+precision, because a code depends on its window."""
 
 MOST_CHUNKS = 8
 """So many chunks at most are coded at a time, however many cores there are: each takes some hundred megabytes."""
@@ -121,6 +125,7 @@ class LevelEncoder:
         self._pixels, self.layout, self._store, self._model, self._line = pixels, layout, store, model, line
         self._above, self._skip_present, self._done = above, skip_present, done
         self._next_row = 0
+        self._together = tiles_together(model.config, layout.codec.tile, layout.codec.halo)
 
     def advance(self, rows_ready: int) -> None:
         """Encodes every row of chunks whose pixels, halo included, are among the first ``rows_ready`` rows."""
@@ -183,7 +188,7 @@ class LevelEncoder:
             if (mine[0] == mine[0, 0]).all() and (mine == mine[0, 0]).all():
                 empty[at] = mine[0, 0].tobytes()
         groups = []
-        for near in _groups(positions, first, max(1, ANALYSIS_SIDE // grid.tile)):
+        for near in _groups(positions, first, self._together):
             group = [at for at in near if at not in empty]
             if group:
                 groups.append(POOL.submit(self._encode_group, block, origin, group))
@@ -273,6 +278,35 @@ class AssemblyLine:
 def _part(block: NDArray[np.uint8], origin: Window, window: Window) -> NDArray[np.uint8]:
     """The pixels of ``window`` out of a block that begins where ``origin`` does."""
     return block[window.y0 - origin.y0 : window.y1 - origin.y0, window.x0 - origin.x0 : window.x1 - origin.x0]
+
+
+def check_memory(layout: LevelLayout, model: CodecModel) -> None:
+    """Refuses a level whose windows do not fit into memory, one at a time.
+
+    Raises:
+        NotEnoughMemoryError: with what is needed and what is there.
+    """
+    grid, codec = layout.grid, layout.codec
+    side = tiles_together(model.config, codec.tile, codec.halo) * codec.tile + 2 * codec.halo
+    model.check_analyse(min(side, grid.padded_height), min(side, grid.padded_width))
+
+
+def tiles_together(config: DiTICConfig, tile: int, halo: int) -> int:
+    """Side of the squares of tiles that are analysed together, tiles.
+
+    Args:
+        config: the model's.
+        tile: side of a tile, pixels.
+        halo: margin of a window, pixels.
+    """
+    side = max(1, ANALYSIS_SIDE // tile)
+    while side > 1 and _window_bytes(config, side * tile + 2 * halo) > ANALYSIS_BYTES:
+        side //= 2
+    return side
+
+
+def _window_bytes(config: DiTICConfig, side: int) -> int:
+    return analyse_bytes(config, side, side, 2)
 
 
 def _groups(positions: list[TilePosition], first: TilePosition, side: int) -> list[list[TilePosition]]:

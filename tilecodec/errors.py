@@ -250,6 +250,10 @@ class TileLimitError(TileError, LimitError):
     reason = "tile-limit"
 
 
+class CompileWarning(UserWarning):
+    """torch.compile was asked for and does not work on this machine; results are the same without it"""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """An error as plain data, for reports."""

@@ -43,6 +43,8 @@ class LevelDecoder:
         fill: tuple[int, int, int] | None = None,
     ) -> None:
         self.layout, self.model = layout, model
+        side = layout.grid.tile + 2 * layout.codec.overlap
+        model.check_decode(min(side, layout.grid.padded_height), min(side, layout.grid.padded_width))
         self.fetcher = TileFetcher(store, layout, model, cache_bytes=self._rows_bytes(), limits=limits, fill=fill)
         self._windows: JobCache[TilePosition, NDArray[np.uint8]] = JobCache(cache_bytes, lambda pixels: pixels.nbytes)
 

@@ -5,26 +5,28 @@ from __future__ import annotations
 import copy
 import platform
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tilecodec.config import Device, Precision
-from tilecodec.entropy.codec import TileCodec
+from tilecodec.config import PRECISIONS, Device, Precision
+from tilecodec.entropy.codec import POOL, TileCodec
+from tilecodec.entropy.floats import float_entropy
 from tilecodec.entropy.parameters import EntropyModel, EntropyTables
 from tilecodec.entropy.program import Program, parse_program
 from tilecodec.entropy.tables import CDFTable
-from tilecodec.errors import ModelError, ModelHashError, UsageError
-from tilecodec.memory import keep_freed_memory
-from tilecodec.model.blocks import DepthConvBlock
-from tilecodec.model.ditic import DiTIC
-from tilecodec.model.light_vae import LightVAE
+from tilecodec.errors import ModelError, ModelHashError, NotEnoughMemoryError, UsageError
+from tilecodec.memory import available_memory_bytes, keep_freed_memory
+from tilecodec.model.compiled import compile_network
+from tilecodec.model.footprint import analyse_bytes, decode_bytes
+from tilecodec.model.gate import MemoryGate
+from tilecodec.model.loading import load_network, weights_bytes
 from tilecodec.model.weights import INTEGER_PARTS, ModelFile, find_model
 
 
@@ -42,36 +44,131 @@ class CodecModel:
     """A model ready to encode and decode tiles.
 
     Attributes:
-        network: the :class:`DiTIC`, in the compute precision.
+        network: the :class:`DiTIC`, in the compute precision. In fp32 it has the float entropy weights too, where the
+            model file keeps them.
         program: the integer entropy model.
         tables: the integer CDF tables.
+        dtype: of the activations.
+        precision: ``fp32``, ``bf16``, ``fp16`` or ``int8``.
         alias, sha256: the model's names.
+
+    Raises:
+        ModelError: the file's tensors do not fit its config.
+        NotEnoughMemoryError: the weights do not fit into the memory that is there.
     """
 
-    def __init__(self, file: ModelFile, *, device: Device = "auto", precision: Precision = "auto") -> None:
+    def __init__(
+        self,
+        file: ModelFile,
+        *,
+        device: Device = "auto",
+        precision: Precision = "auto",
+        compile: bool = False,  # noqa: A002  # torch's own name for it
+    ) -> None:
         self.alias, self.sha256, self.config = file.alias, file.sha256, file.config
         self.device = pick_device(device)
         self.dtype = pick_dtype(self.device, precision)
-        # On the CPU calls run side by side on a thread each; another device takes one at a time.
-        self._turn: AbstractContextManager[object] = threading.Lock()
+        int8 = precision == "int8"
+        self.precision = "int8" if int8 else _NAMES[self.dtype]
+        # On the CPU calls run side by side on a thread each, as many as memory allows; elsewhere one at a time.
+        self._alone = threading.Lock()
+        self._gate = MemoryGate(lambda: free_memory_bytes(self.device))
         if self.device.type == "cpu":
-            self._turn = nullcontext()
             keep_freed_memory()
+        needed = weights_bytes(file.config, self.dtype, int8=int8, absent=INTEGER_PARTS)
+        self._check_room(needed, f"the weights of {file.alias}")
         self.program = _program(file)
         self.tables = _tables(file, self.program)
-        network = _network(file)
+        self.network = load_network(
+            file.config,
+            {k: v for k, v in file.tensors.items() if not k.startswith(INTEGER_PARTS)},
+            device=self.device,
+            dtype=self.dtype,
+            int8=int8,
+            absent=INTEGER_PARTS,
+            where=file.path,
+        )
+        codec = self.network.codec
         self.tile_codec = TileCodec(
             EntropyModel(self.program, device=torch.device("cpu")),
             self.tables,
             self.program.z_median,
             self.config.y_stride,
-            network.codec.scale_activation,
+            codec.scale_activation,
         )
-        gains = network.codec.gains
-        self._gains = None if gains is None else copy.deepcopy(gains).float()
-        self.network = network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
-        if isinstance(self.network.vae, LightVAE):
-            self.network.vae.keep_ends_exact()
+        self._gains = None if codec.gains is None else copy.deepcopy(codec.gains).cpu()
+        if precision == "fp32" and file.source:
+            self._take_float_entropy(file)
+        if compile:
+            compile_network(self.network, self._rehearse)
+
+    def _take_float_entropy(self, file: ModelFile) -> None:
+        floats = float_entropy(file)
+        for prefix in INTEGER_PARTS:
+            name = prefix.split(".")[1]
+            part = getattr(floats.codec, name)
+            if part is not None:
+                setattr(self.network.codec, name, part.requires_grad_(False).to(self.device))
+
+    def _rehearse(self) -> None:
+        """Runs the network once over a small window, as it will run."""
+        side, stride = self.config.z_stride, self.config.y_stride
+        latent = torch.zeros(self.config.codec.y_channels, side // stride, side // stride)
+
+        def run() -> None:
+            self.analyse(np.zeros((side, side, 3), np.uint8), (slice(0, side), slice(0, side)), 50.0)
+            self.reconstruct(LatentWindow(latent, latent), 50.0)
+
+        if self.device.type == "cpu":
+            POOL.submit(run).result()
+        else:
+            run()
+
+    def decode_bytes(self, height: int, width: int) -> int:
+        """An estimate of the memory that decoding a window takes, see :mod:`tilecodec.model.footprint`.
+
+        Args:
+            height: of the window, pixels.
+            width: likewise.
+        """
+        return decode_bytes(self.config, height, width, self.dtype.itemsize, device=self.device.type)
+
+    def analyse_bytes(self, height: int, width: int) -> int:
+        """An estimate of the memory that analysing a window takes."""
+        return analyse_bytes(self.config, height, width, self.dtype.itemsize, device=self.device.type)
+
+    def check_decode(self, height: int, width: int) -> None:
+        """Refuses windows that do not fit into the memory that is there, one at a time.
+
+        Args:
+            height: of the largest window, pixels.
+            width: likewise.
+
+        Raises:
+            NotEnoughMemoryError: with what is needed and what is there.
+        """
+        self._check_room(self.decode_bytes(height, width), f"decoding a window of {width} x {height} px")
+
+    def check_analyse(self, height: int, width: int) -> None:
+        """Likewise, of windows to be encoded."""
+        self._check_room(self.analyse_bytes(height, width), f"encoding a window of {width} x {height} px")
+
+    def _check_room(self, needed: int, what: str) -> None:
+        free = free_memory_bytes(self.device)
+        if free is None or needed <= free:
+            return
+        smaller = "" if self.precision == "int8" else "use --precision int8 (Python: precision=...), "
+        raise NotEnoughMemoryError(
+            f"{what} takes more memory than there is",
+            got=f"{free / 2**30:.2f} GiB free on {self.device}",
+            expected=f"{needed / 2**30:.2f} GiB ({self.precision})",
+            where=f"model {self.alias}",
+            hint=f"Free some memory, {smaller}or take a smaller model",
+        )
+
+    def _room(self, needed: int) -> AbstractContextManager[object]:
+        """To be entered around the network's work."""
+        return self._gate.room(needed) if self.device.type == "cpu" else self._alone
 
     def rate(self, quality: float) -> float:
         """Quality 1..100 to the rate position 0..1."""
@@ -98,7 +195,7 @@ class CodecModel:
         """
         stride = self.config.y_stride
         rows, cols = (slice(s.start // stride, s.stop // stride) for s in core)
-        with self._turn, torch.inference_mode():
+        with self._room(self.analyse_bytes(*window.shape[:2])), torch.inference_mode():
             levels = torch.from_numpy(window).to(self.device)
             y = self.network.analyse_levels(levels)[0, :, rows, cols]
             return y.float() * self.gain(quality)[0].to(self.device)
@@ -112,7 +209,7 @@ class CodecModel:
         Returns:
             The code (Cy, h, w) and the hyper-latent (Cz, h/4, w/4), float32 on the CPU.
         """
-        with self._turn, torch.inference_mode():
+        with self._room(0), torch.inference_mode():
             z = self.network.codec.h_a(y[None].to(self.dtype, memory_format=torch.channels_last))
             return y.cpu(), z[0].float().cpu()
 
@@ -126,13 +223,17 @@ class CodecModel:
         Returns:
             uint8 (h * y_stride, w * y_stride, 3).
         """
-        with self._turn, torch.inference_mode():
+        stride = self.config.y_stride
+        rows, cols = window.y_hat.shape[1:]
+        with self._room(self.decode_bytes(rows * stride, cols * stride)), torch.inference_mode():
             y_hat, scale = (
                 t[None].to(self.device, self.dtype, memory_format=torch.channels_last)
                 for t in (window.y_hat, window.scale)
             )
             rate = torch.full((1,), self.rate(quality), device=self.device)
             x0 = self.network.denoise(y_hat, scale, rate).x0
+            if self.dtype == torch.float16 and not bool(x0.isfinite().all()):
+                raise ModelError("values leave the range of fp16", where=f"model {self.alias}", hint="Use bf16 or fp32")
             return self.network.render_levels(x0.to(self.dtype)).cpu().numpy()
 
     @lru_cache(maxsize=64)  # noqa: B019  # models live as long as the process
@@ -152,22 +253,36 @@ class CodecModel:
         return torch.round(middle) * inverse, 0.11 * inverse.expand_as(middle)
 
 
-def load_model(name: str = "default", *, device: Device = "auto", precision: Precision = "auto") -> CodecModel:
+def load_model(
+    name: str = "default",
+    *,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    compile: bool = False,  # noqa: A002  # torch's own name for it
+) -> CodecModel:
     """A model by friendly name, ``sha256:...`` or path, ready to encode and decode.
 
     Args:
         name: ``default``, a path to a model folder or file, or a hash.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
-        precision: ``auto`` (bf16 where the device computes it natively, else fp32), ``fp32``, ``bf16``, ``fp16``.
+        precision: ``auto`` (bf16 where the device computes it natively, else fp32), ``fp32``, ``bf16``, ``fp16``, or
+            ``int8``: large weights in eight bits, activations as with ``auto``.
+        compile: let torch.compile make faster code for the networks, which takes minutes; where it does not work, a
+            :class:`~tilecodec.errors.CompileWarning` tells, and the model works without.
 
     Raises:
-        UnknownModelError, ModelHashError, ModelError: see :mod:`tilecodec.errors`.
+        UnknownModelError, ModelHashError, ModelError, NotEnoughMemoryError: see :mod:`tilecodec.errors`.
     """
-    return CodecModel(find_model(name), device=device, precision=precision)
+    return CodecModel(find_model(name), device=device, precision=precision, compile=compile)
 
 
 def shared_model(
-    name: str, device: Device = "auto", precision: Precision = "auto", *, sha256: str | None = None
+    name: str,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    *,
+    sha256: str | None = None,
+    compile: bool = False,  # noqa: A002  # torch's own name for it
 ) -> CodecModel:
     """:func:`load_model`, one copy per process of the same weights on the same device.
 
@@ -176,18 +291,22 @@ def shared_model(
         device: see :func:`load_model`.
         precision: see :func:`load_model`.
         sha256: hash the weights must have, hexadecimal.
+        compile: see :func:`load_model`.
 
     Raises:
         ModelHashError: the model has another hash.
     """
-    place = (str(pick_device(device)), pick_dtype(pick_device(device), precision))
+    picked = pick_device(device)
+    dtype = pick_dtype(picked, precision)
+    place = (str(picked), "int8" if precision == "int8" else _NAMES[dtype], compile)
     with _SHARED_LOCK:
         found = _SHARED.get((name.removeprefix("sha256:"), *place))
         if found is None:
             file = find_model(name)
             found = _SHARED.get((file.sha256, *place))
             if found is None:
-                found = _SHARED[(file.sha256, *place)] = CodecModel(file, device=device, precision=precision)
+                found = CodecModel(file, device=device, precision=precision, compile=compile)
+                _SHARED[(file.sha256, *place)] = found
                 while len(_SHARED) > SHARED_MODELS:
                     _SHARED.pop(next(iter(_SHARED)))
     if sha256 is not None and found.sha256 != sha256:
@@ -201,7 +320,7 @@ def shared_model(
 
 
 SHARED_MODELS = 4
-_SHARED: dict[tuple[str, str, torch.dtype], CodecModel] = {}
+_SHARED: dict[tuple[str, str, str, bool], CodecModel] = {}
 _SHARED_LOCK = threading.Lock()
 
 
@@ -219,15 +338,28 @@ def pick_device(device: Device) -> torch.device:
 
 
 def pick_dtype(device: torch.device, precision: Precision) -> torch.dtype:
-    """The compute dtype a precision option stands for on a device."""
-    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if precision != "auto":
-        if precision not in named:
-            raise UsageError("unknown precision", got=precision, expected=["auto", *named], where="precision")
-        return named[precision]
+    """The dtype of the activations that a precision option stands for on a device."""
+    if precision not in PRECISIONS:
+        raise UsageError("unknown precision", got=precision, expected=list(PRECISIONS), where="precision")
+    for dtype, name in _NAMES.items():
+        if name == precision:
+            return dtype
     if device.type == "cuda":
         return torch.bfloat16
     return torch.bfloat16 if cpu_computes_bf16() else torch.float32
+
+
+_NAMES: Final = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def free_memory_bytes(device: torch.device) -> int | None:
+    """Bytes that networks can still take on a device; None where nobody knows."""
+    if device.type == "cpu":
+        return available_memory_bytes()
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 @lru_cache(maxsize=1)
@@ -237,44 +369,6 @@ def cpu_computes_bf16() -> bool:
         probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
     return False
-
-
-def _network(file: ModelFile) -> DiTIC:
-    with torch.device("meta"):
-        network = DiTIC(file.config)
-    state = {k: v.float() if v.is_floating_point() else v for k, v in file.tensors.items()}
-    own = network.state_dict()
-    for name, tensor in state.items():
-        fits = name not in own or (own[name].shape, own[name].is_floating_point()) == (
-            tensor.shape,
-            tensor.is_floating_point(),
-        )
-        if not fits:
-            raise ModelError(
-                "a tensor of the model does not fit its config",
-                got=f"{tensor.dtype} {tuple(tensor.shape)}",
-                expected=f"{own[name].dtype} {tuple(own[name].shape)}",
-                where=f"{file.path}, {name}",
-            )
-    missing, unexpected = network.load_state_dict(state, strict=False, assign=True)
-    missing = [name for name in missing if not name.startswith(INTEGER_PARTS)]
-    for part in INTEGER_PARTS:
-        network.codec._modules[part.split(".")[1]] = None
-    shapes = {k: tuple(v.shape) for k, v in network.state_dict().items()}
-    if missing or unexpected:
-        raise ModelError(
-            "the model's tensors do not fit its config",
-            got=f"unexpected {unexpected[:8]}",
-            expected=f"missing {missing[:8]} (of {len(shapes)})",
-            where=file.path,
-        )
-    network = network.eval().requires_grad_(False)
-    for module in network.modules():
-        if isinstance(module, DepthConvBlock):
-            module.fold()
-    if isinstance(network.vae, LightVAE):
-        network.vae.merge_ends()
-    return network
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
