@@ -100,6 +100,11 @@ def test_a_zarr_is_one_picture_and_links_end(tmp_path: Path) -> None:
     assert np.array_equal(picture.read(), PHOTO)
 
 
+def test_an_earlier_report_is_no_picture(folder: Path) -> None:
+    names = {p.domain for p in find_pictures(folder, 10**6, without=folder / "people").pictures}
+    assert names == {"things", "mine"}
+
+
 def test_folders_with_nothing_to_measure(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="no such folder"):
         find_pictures(tmp_path / "absent", 10**6)
@@ -185,6 +190,19 @@ def test_ssimulacra2_is_100_for_equal_pictures_and_falls() -> None:
     assert ssimulacra2(PHOTO, PHOTO) == pytest.approx(100, abs=1e-6)
     good, bad = Meter(ssimulacra2=True)([jpeg(90), jpeg(10)], PHOTO)
     assert bad.ssimulacra2 + 20 < good.ssimulacra2 < 100
+
+
+def test_dists_is_measured_where_its_weights_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(weights: Path, device: str) -> Any:
+        assert (weights.name, device) == ("dists.pth", "cpu")
+        return lambda pictures, original: [float(np.abs(p.astype(int) - original).mean()) for p in pictures]
+
+    monkeypatch.setattr("tilecodec.evaluation.distances.load_dists", load)
+    meter = Meter(dists=Path("dists.pth"))
+    assert meter.metrics == ("psnr", "ms_ssim", "dists")
+    values = [q.dists for q in meter([PHOTO] + [jpeg(q) for q in (90, 80, 60, 40, 20)], PHOTO)]
+    assert values == sorted(values)
+    assert values[0] == 0
 
 
 def test_ssimulacra2_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,15 +79,13 @@ class Found:
     """Files that are no pictures, damaged ones, and pictures too small for MS-SSIM."""
 
 
-def find_pictures(
-    folder: str | os.PathLike[str], max_pixels: int, *, looked: Callable[[int, int], None] | None = None
-) -> Found:
+def find_pictures(folder: str | os.PathLike[str], max_pixels: int, *, without: Path | None = None) -> Found:
     """Opens every file under a folder, and every Zarr, as a picture. Names that begin with a dot are passed over.
 
     Args:
         folder: its subfolders are domains.
         max_pixels: of a larger picture the middle is taken, in its proportions.
-        looked: called with the number of files looked at, and of all.
+        without: a folder that is passed over, such as an earlier report's.
 
     Raises:
         MissingFileError: there is no such folder.
@@ -101,21 +99,19 @@ def find_pictures(
         raise SourceError("not a folder of pictures", expected="a folder with pictures in it", where=str(root))
     top = root.resolve().name or "pictures"
     try:
-        files = list(_files(root, frozenset()))
+        files = list(_files(root, frozenset() if without is None else frozenset({os.path.realpath(without)})))
     except OSError as error:
         raise StorageError("the folder cannot be listed", got=error.strerror, where=error.filename) from error
     if not files:
         raise SourceError("the folder is empty", got="no files", expected="pictures", where=str(root))
     pictures, skipped = [], []
-    for number, path in enumerate(files):
+    for path in files:
         parts = path.relative_to(root).parts
         domain, name = (top, parts[0]) if len(parts) == 1 else (parts[0], "/".join(parts[1:]))
         try:
             pictures.append(_looked_at(path, domain, name, max_pixels))
         except TileCodecError as error:
             skipped.append(Problem.of(error))
-        if looked is not None:
-            looked(number + 1, len(files))
     if not pictures:
         raise SourceError(
             "no picture in the folder can be measured",
@@ -130,16 +126,16 @@ def _is_zarr(path: Path) -> bool:
     return any((path / mark).is_file() for mark in ("zarr.json", ".zarray", ".zgroup"))
 
 
-def _files(folder: Path, above: frozenset[str]) -> Iterator[Path]:
-    """Files and Zarr folders under a folder, sorted; links are followed, but never into a folder above."""
+def _files(folder: Path, closed: frozenset[str]) -> Iterator[Path]:
+    """Files and Zarr folders under a folder, sorted; links are followed, but not into one above or in ``closed``."""
     place = os.path.realpath(folder)
-    if place in above:
+    if place in closed:
         return
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if path.is_dir() and not _is_zarr(path):
-            yield from _files(path, above | {place})
+            yield from _files(path, closed | {place})
         else:
             yield path
 

@@ -69,7 +69,7 @@ def evaluate(
         device=settings.device,
     )
     model = name_of(settings.model, settings.device)
-    found = find_pictures(folder, settings.max_pixels)
+    found = find_pictures(folder, settings.max_pixels, without=place)
     _make(place)
     measured = _Measured(found, settings, meter, progress, place)
     measured.run()
