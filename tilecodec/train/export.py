@@ -1,4 +1,4 @@
-"""A training checkpoint to a model file: averaged weights in bf16, integer CDF tables."""
+"""A training checkpoint to a model file: averaged weights in bf16, adapters merged, integer CDF tables."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from tilecodec.entropy.tables import CDFTable, gaussian_table, scale_table
 from tilecodec.model.config import DiTICConfig
 from tilecodec.model.ditic import DiTIC
 from tilecodec.model.weights import save_model
+from tilecodec.train.checkpoint import read
+from tilecodec.train.lora import merged, recipe_of
 
 EXACT = ("gains.", "vae.front.", "vae.back.", "vae.lap.")
 """Tensors kept in float32: small, and pixels or rates hang on them directly."""
@@ -56,10 +58,16 @@ def export(checkpoint: Path, target: Path, *, alias: str, pictures: Tensor) -> s
         target: folder of the model.
         alias: friendly name.
         pictures: for calibration, see :func:`calibrate`; some dozens of training crops.
+
+    Raises:
+        MissingFileError, TrainingError: no checkpoint, or a damaged one.
+        ModelError: a network that is not finite on the pictures.
     """
-    state = torch.load(checkpoint, weights_only=True)
+    state = read(checkpoint)
     config = DiTICConfig.from_dict(state["config"])
     weights = {k.removeprefix("model."): v for k, v in state["ema"].items() if k.startswith("model.")}
+    if state.get("lora"):
+        weights = merged(config, weights, recipe_of(state["lora"]))
     bottleneck = EntropyBottleneck(config.codec.z_channels)
     own = {k.removeprefix("bottleneck."): v for k, v in state["ema"].items() if k.startswith("bottleneck.")}
     bottleneck.load_state_dict(own)

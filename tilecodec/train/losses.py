@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tilecodec.train.perceptual import load_features, read_weights, take
+
 SCALE_BOUND = 0.11
 """Gaussian scales are bounded below by this."""
 
@@ -43,7 +45,8 @@ class _Fire(nn.Module):
 class LPIPSSqueeze(nn.Module):
     """LPIPS v0.1 on SqueezeNet 1.1 features.
 
-    Weights come from a safetensors file with torchvision's ``features.N...`` names and ``lpips.lin0``...``lpips.lin6``.
+    Weights come from a file with torchvision's ``features.N...`` names and ``lpips.lin0``...``lpips.lin6``, see
+    :mod:`tilecodec.train.perceptual`.
 
     Source: arXiv 1801.03924; SqueezeNet arXiv 1602.07360.
     """
@@ -52,17 +55,15 @@ class LPIPSSqueeze(nn.Module):
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
-        from safetensors.torch import load_file
-
+        tensors = read_weights(weights, "squeezenet1_1")
         fires = {3: (64, 16, 64), 4: (128, 16, 64), 6: (128, 32, 128), 7: (256, 32, 128)}
         fires |= {9: (256, 48, 192), 10: (384, 48, 192), 11: (384, 64, 256), 12: (512, 64, 256)}
         layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, stride=2), nn.ReLU()]
         for index in range(2, 13):
             layers.append(_Fire(*fires[index]) if index in fires else nn.MaxPool2d(3, 2, ceil_mode=True))
         self.features = nn.Sequential(*layers)
-        tensors = {k: v.float() for k, v in load_file(weights).items()}
-        self.features.load_state_dict({k[9:]: v for k, v in tensors.items() if k.startswith("features.")})
-        self.lins = nn.ParameterList(tensors[f"lpips.lin{n}"].reshape(1, -1, 1, 1) for n in range(7))
+        load_features(self.features, tensors, weights)
+        self.lins = nn.ParameterList(take(tensors, f"lpips.lin{n}", weights).reshape(1, -1, 1, 1) for n in range(7))
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).reshape(1, 3, 1, 1))
         self.register_buffer("spread", torch.tensor([0.458, 0.448, 0.450]).reshape(1, 3, 1, 1))
         self.requires_grad_(False)
@@ -153,3 +154,17 @@ def grid_loss(picture: Tensor, original: Tensor, periods: tuple[int, ...] = (8, 
             ratio, wanted = (s[:, border].mean(1) / s.mean(1).clamp_min(1e-3) for s in (steps, target))
             total = total + (ratio - wanted).abs()
     return total
+
+
+def alignment_loss(x0: Tensor, latent: Tensor, margin: float = 0.5) -> Tensor:
+    """Self-distillation alignment: ``relu(1 - margin - cos)`` over channels, mean over positions, (B,).
+
+    Args:
+        x0: denoised latent, (B, C, h, w).
+        latent: the encoder's, of the same shape; it gets no gradient.
+        margin: below which distance nothing pulls.
+
+    Source: DiT-IC, arXiv 2603.13162, self-distillation alignment.
+    """
+    cosine = F.cosine_similarity(x0.float(), latent.detach().float(), dim=1)
+    return torch.relu(1 - margin - cosine).mean((1, 2))
