@@ -241,6 +241,37 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _train(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    if (arguments.config is None) == (arguments.export is None):
+        raise UsageError("nothing to train", expected="CONFIG, or --export CHECKPOINT OUT", where="train")
+    from tilecodec.train import command
+
+    if arguments.export is not None:
+        checkpoint, target = (Path(path) for path in arguments.export)
+        sha256 = command.export_run(checkpoint, target)
+        _show(arguments, {"model": str(target), "sha256": sha256}, [("model", str(target)), ("sha256", sha256)])
+        return 0
+    report = command.train(
+        Path(arguments.config),
+        out=None if arguments.out is None else Path(arguments.out),
+        settings=arguments.set,
+        resume=arguments.resume,
+        quiet=arguments.quiet,
+    )
+    rows = [
+        ("run", report.out),
+        ("steps", f"{report.steps:,}"),
+        *((name, f"{value:g}") for name, value in report.last.items() if name != "step" and value),
+        *(("skipped", f"{path}: {reason}") for path, reason in report.skipped.items()),
+    ]
+    if report.model is not None:
+        rows += [("model", report.model), ("sha256", str(report.sha256))]
+    _show(arguments, report.to_dict(), rows)
+    return 0
+
+
 # --- arguments
 
 
@@ -333,6 +364,13 @@ def _parser() -> argparse.ArgumentParser:
         help="of a larger picture the middle is measured (default: %(default)s)",
     )
     measure.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+    train = command("train", _train, "Train or fine-tune a model by a recipe (needs the extra: train).", quiet)
+    train.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file, or default-stage1, dit-ic-stage1 ...")
+    train.add_argument("--resume", action="store_true", help="go on with the run that lies in the folder")
+    train.add_argument("--out", metavar="DIR", help="folder of the run, instead of the recipe's")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a value of the recipe; repeat")
+    train.add_argument("--export", nargs=2, metavar=("CHECKPOINT", "OUT"), help="only write a run's model folder")
 
     demo = command("demo", _demo, "Draw a landscape, encode and decode it, measure, and show both side by side.", quiet)
     demo.add_argument("--size", default="4096", metavar="N", help="side of the landscape in pixels (default: 4096)")
