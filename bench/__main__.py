@@ -18,6 +18,7 @@ MEASUREMENTS: Final = (
     "memory",
     "rate_quality",
     "integer_cost",
+    "official",
     "entropy_matrix",
     "entropy_speed",
     "fuzz",

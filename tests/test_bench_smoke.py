@@ -24,6 +24,7 @@ ROWS = {
     "memory": 2,
     "rate_quality": 4,
     "integer_cost": 4,
+    "official": 8,
     "entropy_matrix": 25,
     "entropy_speed": 2,
     "fuzz": 20,
