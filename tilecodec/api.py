@@ -628,7 +628,6 @@ def decode(
         for band in picked.decoder.rows(y, y + h, x, x + w):
             yield band
             rows += len(band)
-            del band  # its room is needed for the next one
             if progress is not None:
                 progress(Progress(rows * w, h * w, 0, time.monotonic() - begun))
 

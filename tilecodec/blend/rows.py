@@ -29,7 +29,9 @@ class RowBlender:
         # those of this row give to the rows shared with the ones below
         self._shared: NDArray[np.uint16] = np.empty((seam, region.width, 3), np.uint16)
         self._left: NDArray[np.uint16] | None = None
-        self._band: NDArray[np.uint8] | None = None
+        highest = min(grid.tile + 2 * overlap, region.height)
+        self._buffer: NDArray[np.uint8] = np.empty((highest, region.width, 3), np.uint8)
+        self._band = self._buffer[:0]
         self._rows = (0, 0, 0, 0)
         self._top = 0
         self._weights: NDArray[np.uint32] = np.empty((0, 1, 1), np.uint32)
@@ -45,7 +47,7 @@ class RowBlender:
         self._rows = (top - window.y0, own - window.y0, below - window.y0, bottom - window.y0)
         vertical = axis_weights(window.height, overlap, row > 0, row + 1 < grid.rows)
         self._weights = vertical[self._rows[0] : self._rows[1], None, None].astype(np.uint32)
-        self._band = np.empty((below - top, region.width, 3), np.uint8)
+        self._band = self._buffer[: below - top]
 
     def add(self, at: TilePosition, pixels: NDArray[np.uint8]) -> None:
         """Adds the row's next window to the right, uint8 (height, width, 3)."""
@@ -66,7 +68,6 @@ class RowBlender:
             assert self._left is not None
             mixed += self._left
         self._left = pixels[:, end - left :] * weights[end - left :]
-        assert self._band is not None
         out, seam = self._band[:, left - x0 : end - x0], self._shared[:, left - x0 : end - x0]
         out[middle:, :shared] = (mixed[middle:below] + np.uint16(UNIT // 2)) // np.uint16(UNIT)
         out[middle:, shared:] = pixels[middle:below, shared : end - left]
@@ -83,7 +84,10 @@ class RowBlender:
         return np.concatenate((mixed, own * np.uint16(UNIT)), axis=1)
 
     def finish(self) -> tuple[int, NDArray[np.uint8]]:
-        """The row's band, after its last window: its first row in the level, and its pixels (rows, columns, 3)."""
-        band, self._band, self._left = self._band, None, None
-        assert band is not None
-        return self._top, band
+        """The row's band, after its last window: its first row in the level, and its pixels (rows, columns, 3).
+
+        The next row's band is made in the same memory: large arrays made anew for every row leave the process's memory
+        in pieces.
+        """
+        self._left = None
+        return self._top, self._band

@@ -79,7 +79,10 @@ class LevelDecoder:
         return out
 
     def rows(self, y0: int, y1: int, x0: int, x1: int) -> Iterator[NDArray[np.uint8]]:
-        """The region as consecutive bands of full rows, each uint8 (h, x1 - x0, 3), as soon as they are ready."""
+        """The region as consecutive bands of full rows, each uint8 (h, x1 - x0, 3), as soon as they are ready.
+
+        A band is overwritten when the next one is asked for.
+        """
         if not (0 <= y0 < y1 <= self.height and 0 <= x0 < x1 <= self.width):
             raise RegionError(
                 got=f"rows {y0}:{y1}, columns {x0}:{x1}",
@@ -100,7 +103,6 @@ class LevelDecoder:
             top, band = blender.finish()
             if len(band):
                 yield self._finish_band(top, band, x0)
-            del band
 
     def _windows_of(self, positions: Iterable[TilePosition]) -> Iterator[tuple[TilePosition, NDArray[np.uint8] | None]]:
         """Decoded windows in order, None for lost tiles. The next ones' networks run ahead of the reader, and the

@@ -54,7 +54,6 @@ def reband(rows: Iterable[npt.NDArray[Any]], *, height: int, width: int, band: i
                 buffer = np.empty((min(band, height), width, 3), np.uint8)
             held = piece.shape[0] - start
             buffer[:held] = piece[start:]
-        del piece  # the producer may need its room for the next one
     if done != height:
         raise UsageError("bands have fewer rows than the picture", got=done, expected=height)
     if held:
