@@ -134,7 +134,7 @@ def test_tiff_is_tiled_and_compressed(tmp_path: Path) -> None:
     with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
         page = tiff.pages[0]
         assert not tiff.is_bigtiff
-        assert (page.tilelength, page.tilewidth) == (512, 512)
+        assert (page.tilelength, page.tilewidth) == (256, 256)
         assert page.compression == tifffile.COMPRESSION.ADOBE_DEFLATE
         assert page.predictor == tifffile.PREDICTOR.HORIZONTAL
         assert page.photometric == tifffile.PHOTOMETRIC.RGB

@@ -29,7 +29,7 @@ class RowBlender:
         # those of this row give to the rows shared with the ones below
         self._shared: NDArray[np.uint16] = np.empty((seam, region.width, 3), np.uint16)
         self._left: NDArray[np.uint16] | None = None
-        highest = min(grid.tile + 2 * overlap, region.height)
+        highest = min(grid.tile + overlap, region.height)
         self._buffer: NDArray[np.uint8] = np.empty((highest, region.width, 3), np.uint8)
         self._band = self._buffer[:0]
         self._rows = (0, 0, 0, 0)

@@ -38,6 +38,12 @@ class BoundedCache(Generic[K, V]):
             while self.bytes > self._limit and self._items:
                 self.bytes -= self._items.popitem(last=False)[1][1]
 
+    def demote(self, key: K) -> None:
+        """Makes a value the next to be dropped."""
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key, last=False)
+
     def clear(self) -> None:
         """Drops everything."""
         with self._lock:

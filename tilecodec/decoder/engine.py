@@ -49,10 +49,10 @@ class LevelDecoder:
         self._windows: JobCache[TilePosition, NDArray[np.uint8]] = JobCache(cache_bytes, lambda pixels: pixels.nbytes)
 
     def _rows_bytes(self) -> int:
-        """Bytes of three rows of decoded tiles, which windows in order need, within reason."""
+        """Bytes of two rows of decoded tiles, which windows in order need, within reason."""
         side = self.layout.grid.tile // self.model.config.y_stride
         tile = 2 * self.model.config.codec.y_channels * side * side * self.model.dtype.itemsize
-        return min(max((3 * self.layout.grid.cols + 8) * tile, 16 << 20), 256 << 20)
+        return min(max((2 * self.layout.grid.cols + 16) * tile, 16 << 20), 256 << 20)
 
     @property
     def height(self) -> int:
@@ -99,6 +99,8 @@ class LevelDecoder:
             blender.begin(row)
             for _ in tile_cols:
                 position, pixels = next(windows)
+                # from the top down, nothing else needs the tile above and to the left
+                self.fetcher.demote(TilePosition(position.row - 1, position.col - 1))
                 blender.add(position, self._beside(position, region) if pixels is None else pixels)
             top, band = blender.finish()
             if len(band):

@@ -32,6 +32,10 @@ class JobCache(Generic[K, V]):
         """A remembered result."""
         return self._results.get(key)
 
+    def demote(self, key: K) -> None:
+        """Makes a result the next to be dropped."""
+        self._results.demote(key)
+
     def request(self, key: K, work: Callable[[], V]) -> Callable[[], V]:
         """Starts the work unless its result is remembered or under way; the returned call waits for the result.
 

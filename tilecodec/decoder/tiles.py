@@ -73,6 +73,10 @@ class TileFetcher:
         """
         return self._tiles.request(at, lambda: self._fetch(at))
 
+    def demote(self, at: TilePosition) -> None:
+        """Tells that a tile is hardly needed any more."""
+        self._tiles.demote(at)
+
     def _fetch(self, at: TilePosition) -> DecodedTile:
         try:
             return self._decode(self._reader.read(at))

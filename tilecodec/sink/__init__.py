@@ -60,7 +60,7 @@ def write_rows(
     The target appears when it is whole: on any error, Ctrl-C included, nothing is left and an older target stays.
 
     Args:
-        path: .tif/.tiff (512 px tiles, deflate, BigTIFF above 3.9 GB), .png (at most 2^28 px, held in memory),
+        path: .tif/.tiff (256 px tiles, deflate, BigTIFF above 3.9 GB), .png (at most 2^28 px, held in memory),
             .npy (height, width, 3) or .zarr (plain Zarr v3 array (c, y, x), chunks of 1024 px, zstd).
         rows: arrays (h_i, width, 3) uint8 from the top, whose heights sum to ``height``. A generator is closed.
         height: rows of the picture.

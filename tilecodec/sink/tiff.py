@@ -11,7 +11,7 @@ import tifffile
 
 from tilecodec.sink.rows import Pixels
 
-TILE: Final = 512
+TILE: Final = 256
 """Tile side; a band is one row of tiles."""
 BAND: Final = TILE
 BIG_BYTES: Final = 3_900_000_000
