@@ -22,6 +22,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from tilecodec.evaluation.markdown import bullets, table
+
 Pixels = npt.NDArray[np.uint8]
 """(H, W, 3) uint8."""
 
@@ -187,14 +189,6 @@ def _shown(word: str) -> str:
     return Path(word).name if Path(word).is_absolute() else word
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; floats with four significant digits."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows:
-        lines.append("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row) + " |")
-    return "\n".join(lines)
-
-
 def header(command: str) -> str:
     """The facts every report names: machine, CPU flags, versions, commit, command."""
     cpu, flags = _cpu()
@@ -212,7 +206,7 @@ def header(command: str) -> str:
         import torch
 
         facts["threads"] = str(torch.get_num_threads())
-    return "\n".join(f"- {key}: {value}" for key, value in facts.items())
+    return bullets([f"{key}: {value}" for key, value in facts.items()])
 
 
 def hardware() -> str:

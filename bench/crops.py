@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from bench.codecs import CODECS, at_rates
 from bench.common import Bench, Pixels
+from tilecodec.evaluation.anchors import CODECS, at_rates
+from tilecodec.evaluation.measure import code_ours
+from tilecodec.evaluation.rows import OURS
 
 BESIDE = ("jpegxl", "avif")
 STRIP = 18
@@ -37,18 +39,16 @@ def write_crops(bench: Bench, args: argparse.Namespace) -> None:
 
 def _ours(original: Pixels, bench: Bench, args: argparse.Namespace) -> tuple[str, Pixels]:
     """Our codec at the quality nearest to the wanted rate, by bisection."""
-    from bench.rate_quality import OURS, encode_ours
-
     area = original.shape[0] * original.shape[1]
     low, high = 1.0, 100.0
     best: tuple[float, str, Pixels] | None = None
     for _ in range(TRIES):
         quality = round((low + high) / 2, 1)
-        size, decoded, _ = encode_ours(original, quality, bench.work / "crop.zarr", args)
-        bpp = 8 * size / area
+        coded = code_ours(original, quality, model=args.model, work=bench.work)
+        bpp = 8 * coded.size / area
         distance = abs(np.log(bpp / args.crops_bpp))
         if best is None or distance < best[0]:
-            best = (distance, f"{OURS} quality={quality:g} {bpp:.3f} bpp", decoded)
+            best = (distance, f"{OURS} {coded.setting} {bpp:.3f} bpp", coded.pixels)
         low, high = (quality, high) if bpp < args.crops_bpp else (low, quality)
     assert best is not None
     return best[1], best[2]

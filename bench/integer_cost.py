@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from bench.common import Check, Pixels, add_arguments, middle, start, table
-from bench.curves import bd_rate
 from bench.float_entropy import FloatEntropy
+from tilecodec.evaluation.curves import bd_rate
 
 LIMIT: Final = 0.01
 QUALITIES: Final = (5, 20, 40, 60, 80, 100)

@@ -1,16 +1,12 @@
-"""Every measurement of bench/ runs in its tiny mode and leaves whole tables, and its arithmetic is right."""
+"""Every measurement of bench/ runs in its tiny mode and leaves whole tables."""
 
 from __future__ import annotations
 
 import csv
-import importlib.util
-import math
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,41 +71,3 @@ def test_smoke_run_reads_every_region_alike(smoke_run: Path) -> None:
     assert {row["way"] for row in rows} >= {"tilecodec.open", "zarr.open", "dask.array.from_zarr", "tilecodec decode"}
     assert [row["differing"] for row in rows] == ["0"] * len(rows)
     assert all(int(row["regions"]) > 0 for row in rows)
-
-
-@pytest.fixture(scope="module")
-def curves() -> ModuleType:
-    """bench/curves.py, which is not installed."""
-    spec = importlib.util.spec_from_file_location("bench_curves", ROOT / "bench" / "curves.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-RATES = np.array([0.1, 0.2, 0.4, 0.8])
-CURVE = np.stack([RATES, 30 + 5 * np.log2(RATES)], 1)
-
-
-def test_bd_rate_of_half_the_bytes(curves: ModuleType) -> None:
-    assert curves.bd_rate(CURVE * [0.5, 1], CURVE) == pytest.approx(-0.5)
-    assert curves.bd_rate(CURVE, CURVE * [0.5, 1]) == pytest.approx(1.0)
-    assert curves.bd_rate(CURVE, CURVE[::-1]) == pytest.approx(0.0, abs=1e-12)
-
-
-def test_bd_rate_drops_points_that_cost_more_for_nothing(curves: ModuleType) -> None:
-    wasteful = np.concatenate([CURVE, [[0.7, CURVE[0, 1]]]])
-    assert curves.bd_rate(wasteful, CURVE) == pytest.approx(0.0, abs=1e-12)
-
-
-def test_bd_rate_without_shared_quality_is_no_number(curves: ModuleType) -> None:
-    assert math.isnan(curves.bd_rate(CURVE + np.array([0, 100]), CURVE))
-    assert math.isnan(curves.bd_rate(CURVE[:1], CURVE))
-
-
-def test_metric_at_a_rate_is_linear_in_log_rate_and_never_beyond_the_curve(curves: ModuleType) -> None:
-    assert curves.at_rate(CURVE[::-1], math.sqrt(0.1 * 0.2)) == pytest.approx((CURVE[0, 1] + CURVE[1, 1]) / 2)
-    assert curves.at_rate(CURVE, 0.8) == pytest.approx(CURVE[-1, 1])
-    assert math.isnan(curves.at_rate(CURVE, 0.09))
-    assert math.isnan(curves.at_rate(CURVE, 0.81))
