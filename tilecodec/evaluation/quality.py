@@ -70,7 +70,7 @@ class Meter:
     Args:
         lpips: file of LPIPS's weights, see :mod:`tilecodec.train.perceptual`; None: not measured.
         dists: file of DISTS's weights; None: not measured.
-        ssimulacra2: measure SSIMULACRA2, which takes about as long as everything else.
+        ssimulacra2: measure SSIMULACRA2, which takes about a second of one core per megapixel.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, for LPIPS and DISTS.
 
     Raises:
@@ -144,5 +144,5 @@ def _check_ssimulacra2() -> None:
             got="no package ssimulacra2",
             expected="the extra `eval`",
             where="ssimulacra2",
-            hint="pip install 'tilecodec[eval]'",
+            hint="Install the extra: tilecodec[eval]",
         )

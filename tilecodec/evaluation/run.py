@@ -181,7 +181,7 @@ def _make(place: Path | None) -> None:
 def _draw(rows: Sequence[Row], metrics: Sequence[str], place: Path) -> tuple[list[str], list[str]]:
     """Draws the plots; returns their names, and a line on why there are none."""
     if not can_plot():
-        return [], ["plots: matplotlib is not installed; pip install 'tilecodec[eval]'"]
+        return [], ["plots: matplotlib is not installed; install the extra: tilecodec[eval]"]
     names: list[str] = []
     for domain in domains_of(rows):
         stem = "rd-" + (re.sub(r"[^\w-]+", "-", domain).strip("-") or "domain")
