@@ -356,7 +356,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     measure.add_argument("--lpips", metavar="FILE", help="weights of LPIPS (SqueezeNet), to measure it")
     measure.add_argument("--dists", metavar="FILE", help="weights of DISTS, to measure it")
-    measure.add_argument("--ssimulacra2", action="store_true", help="measure SSIMULACRA2: a second a megapixel and setting")
+    measure.add_argument("--ssimulacra2", action="store_true", help="measure SSIMULACRA2, one second per megapixel")
     measure.add_argument(
         "--max-pixels",
         default=str(2 << 20),
