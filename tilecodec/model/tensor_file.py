@@ -106,7 +106,7 @@ def _made(name: str, tensor: Tensor | LazyTensor) -> memoryview:
     if (made.dtype, tuple(made.shape)) != (tensor.dtype, tuple(tensor.shape)):
         got, expected = (f"{t.dtype} {tuple(t.shape)}" for t in (made, tensor))
         raise ModelError("a tensor is not what was announced", got=got, expected=expected, where=name)
-    return memoryview(made.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return made.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def read_header(file: Path) -> dict[str, Any]:
