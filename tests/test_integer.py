@@ -71,6 +71,8 @@ class RandomProgram:
         weight = rng.integers(-128, 128, (out, inputs, kernel, kernel))
         if rng.random() < 0.3:
             weight = np.where(rng.random(weight.shape) < 0.5, -128, 127)
+        while 32896 * np.abs(weight).sum((1, 2, 3)).max() >= 2**30:  # a program's sums fit 32 bits
+            weight = weight // 2
         sums = np.abs(weight).sum((1, 2, 3))
         shift = rng.integers(0, 31, out) if rng.random() < 0.3 else rng.integers(6, 16, out)
         room = 2**31 - 1 - 32896 * sums - ((1 << shift) >> 1)

@@ -300,8 +300,8 @@ def test_the_full_network_s_windows_fit() -> None:
     assert weights + 2 * decode_bytes(config, 640, 640, 2) < 4 * 2**30
     assert weights + 2 * decode_bytes(config, 1152, 1152, 2) < 6 * 2**30
     assert encoder.tiles_together(config, 512, 64) == 2
-    assert encoder.tiles_together(default_config(), 512, 64) == 4
-    assert encoder.tiles_together(default_config(), 128, 64) == 16
+    assert encoder.tiles_together(default_config(), 512, 64) == 2
+    assert encoder.tiles_together(default_config(), 128, 64) == 8
 
 
 def free(monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
