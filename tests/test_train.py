@@ -205,24 +205,8 @@ def test_rounding_in_the_loop_leaves_the_weights(store: Path, tmp_path: Path) ->
 # --- resuming
 
 
-def stop_before(run: Run, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run is interrupted in the middle of a step."""
-    gradients = run.gradients
-
-    def until(share: Share) -> tuple[torch.Tensor, torch.Tensor]:
-        if run.step == step:
-            raise KeyboardInterrupt
-        return gradients(share)
-
-    monkeypatch.setattr(run, "gradients", until)
-    with pytest.raises(KeyboardInterrupt):
-        run.train()
-
-
 @pytest.mark.parametrize("source", ["store", "pictures"])
-def test_a_run_resumes_where_it_stopped(
-    source: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_resumes_where_it_stopped(source: str, store: Path, tmp_path: Path) -> None:
     """Stopped in its third step and taken up again, a run ends with the bits of one that never stopped."""
     data = {"store": store}
     if source == "pictures":
@@ -232,7 +216,7 @@ def test_a_run_resumes_where_it_stopped(
     whole = run_of(recipe_of(store, tmp_path / "whole", **options))
     whole.train()
     stopped = run_of(recipe_of(store, tmp_path / "parts", **options))
-    stop_before(stopped, 2, monkeypatch)
+    training.stop_before(stopped, 2)
     again = run_of(recipe_of(store, tmp_path / "parts", **options))
     assert again.step == 2
     again.train()
@@ -244,7 +228,7 @@ def test_a_run_resumes_where_it_stopped(
         run.close()
 
 
-def test_other_replicas_resume_a_run(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_replicas_resume_a_run(store: Path, tmp_path: Path) -> None:
     """Muon's state is kept by name: two workers take up what one, or three, left."""
     branch = BranchConfig(blocks=1, mid=32)
     codec = replace(tiny.TINY.codec, y_channels=32, analysis_pre=32, context_width=32, synthesis=branch)
@@ -259,7 +243,7 @@ def test_other_replicas_resume_a_run(store: Path, tmp_path: Path, monkeypatch: p
     assert len(whole.optimizer.state_dict()["muon"]) == 0
     whole.train()
     assert len(whole.optimizer.state_dict()["muon"]) > 3
-    stop_before(make("parts", 3), 2, monkeypatch)
+    training.stop_before(make("parts", 3), 2)
     kept = checkpoint.read(tmp_path / "parts" / "last.pt")["optimizer"]["muon"]
     again = make("parts", 2)
     assert again.step == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def test_the_paper_s_numbers() -> None:
     [
         ("out: o\n\nlamda_low: 1", ["unknown key", "lamda_low", "'lambda_low'", "line 3"]),
         ("out: o\ndata:\n  domains:\n    a: {pathes: [x]}", ["data.domains.a.pathes", "'paths'", "line 4"]),
-        ("out: o\nqqqqqq: 1", ["qqqqqq", "one of", "warmup_steps"]),
+        ("out: o\nqqqqqq: 1", ["qqqqqq", "one of", "accumulate"]),
         ("out: o\nbatch: 2.5", ["batch", "float 2.5", "a whole number", "line 2"]),
         ("out: o\nbatch: true", ["bool True", "a whole number"]),
         ("out: o\nlr: fast", ["'fast'", "a number", "line 2"]),
@@ -177,3 +178,11 @@ def test_a_recipe_tells_what_changed() -> None:
     two = dataclasses.replace(one, lr=2.0, out=Path("b"))
     assert list(two.changes(one.to_dict())) == [("out", "a", "b"), ("lr", 1.0, 2.0)]
     assert list(one.changes({})) == []
+
+
+def test_the_readme_s_recipe_can_be_read(write: Callable[..., Path]) -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (stage,) = read_stages(write(block))
+    assert stage.recipe.start_from == Path("default")
+    assert stage.recipe.integer_weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,20 @@ def of(*paths: Path | str, **options: Any) -> DataRecipe:
     return DataRecipe(domains=domains, **{**plain, **options})
 
 
+@pytest.fixture
+def sampler_of() -> Iterator[Callable[..., PictureSampler]]:
+    """Makes samplers and closes them in the end."""
+    made: list[PictureSampler] = []
+
+    def sampler_of(recipe: DataRecipe, *, crop: int = CROP, seed: int = 1) -> PictureSampler:
+        made.append(PictureSampler(recipe, crop=crop, seed=seed))
+        return made[-1]
+
+    yield sampler_of
+    for sampler in made:
+        sampler.close()
+
+
 def gradient(height: int, width: int) -> np.ndarray:
     """(height, width, 3) uint8 in which a pixel's place can be read."""
     y, x = np.mgrid[0:height, 0:width]
@@ -68,10 +83,10 @@ def test_kinds_of_pictures_and_their_names(folder: Path, tmp_path: Path) -> None
     assert [p.name for p in patterned.pictures] == ["retina.png", "astronaut.png", "coffee.png", "z.zarr"]
 
 
-def test_crops_are_parts_of_their_picture(tmp_path: Path) -> None:
+def test_crops_are_parts_of_their_picture(tmp_path: Path, sampler_of: Callable[..., PictureSampler]) -> None:
     pixels = gradient(700, 900)
     tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(256, 256), compression="zlib")
-    sampler = PictureSampler(of(tmp_path, flips=False, turns=False), crop=CROP, seed=3)
+    sampler = sampler_of(of(tmp_path, flips=False, turns=False), seed=3)
     batch = sampler.draw(0, 6)
     assert batch.pixels.shape == (6, 3, CROP, CROP)
     assert batch.pixels.dtype == torch.float32
@@ -85,10 +100,10 @@ def test_crops_are_parts_of_their_picture(tmp_path: Path) -> None:
     assert batch.names == ("a.tif",) * 6
 
 
-def test_turns_flips_and_smaller_scales(tmp_path: Path) -> None:
+def test_turns_flips_and_smaller_scales(tmp_path: Path, sampler_of: Callable[..., PictureSampler]) -> None:
     tifffile.imwrite(tmp_path / "a.tif", data.astronaut())
-    plain = PictureSampler(of(tmp_path, flips=False, turns=False), crop=512, seed=3).draw(0, 1).pixels[0]
-    turned = PictureSampler(of(tmp_path), crop=512, seed=3).draw(0, 24).pixels
+    plain = sampler_of(of(tmp_path, flips=False, turns=False), crop=512, seed=3).draw(0, 1).pixels[0]
+    turned = sampler_of(of(tmp_path), crop=512, seed=3).draw(0, 24).pixels
     views = {tuple(v.flatten()[:99].tolist()) for v in turned}
     assert len(views) == 8
     allowed = [torch.rot90(plain, k, (1, 2)) for k in range(4)]
@@ -96,42 +111,43 @@ def test_turns_flips_and_smaller_scales(tmp_path: Path) -> None:
     assert all(any(torch.equal(v, a) for a in allowed) for v in turned)
 
     recipe = of(tmp_path, flips=False, turns=False, downscale=1.0, downscale_most=9)
-    halved = PictureSampler(recipe, crop=256, seed=1).draw(0, 1).pixels[0]
+    halved = sampler_of(recipe, crop=256).draw(0, 1).pixels[0]
     expected = torch.nn.functional.avg_pool2d((plain + 1) * 127.5, 2)
     assert float(((halved + 1) * 127.5 - expected).abs().max()) <= 0.5001
 
 
-def test_a_batch_depends_on_seed_and_step_alone(folder: Path) -> None:
+def test_a_batch_depends_on_seed_and_step_alone(folder: Path, sampler_of: Callable[..., PictureSampler]) -> None:
     recipe = training.data_of(folder, pool=2, pool_steps=2)
-    alone = PictureSampler(recipe, crop=CROP, seed=5)
+    alone = sampler_of(recipe, seed=5)
     batches = [alone.draw(step, 3) for step in range(6)]
-    threaded = PictureSampler(replace(recipe, workers=3, ahead=2), crop=CROP, seed=5)
+    threaded = sampler_of(replace(recipe, workers=3, ahead=2), seed=5)
     for step in (0, 1, 2, 4, 5, 3):  # a resumed run jumps
         again = threaded.draw(step, 3)
         assert torch.equal(again.pixels, batches[step].pixels)
         assert again.names == batches[step].names
     assert torch.equal(threaded.extra(4), alone.extra(4))
-    threaded.close()
-    other = PictureSampler(recipe, crop=CROP, seed=6).draw(0, 3)
+    other = sampler_of(recipe, seed=6).draw(0, 3)
     assert not torch.equal(other.pixels, batches[0].pixels)
     names = {n for b in batches for n in b.names}
-    assert len(names) == 3
+    assert len(names) >= 2
 
 
-def test_domains_are_drawn_by_weight_and_pictures_by_area(folder: Path) -> None:
-    recipe = training.data_of(folder)
+def test_domains_are_drawn_by_weight_and_pictures_by_area(
+    folder: Path, sampler_of: Callable[..., PictureSampler]
+) -> None:
+    recipe = training.data_of(folder, least_crops=1)
     domains = {**recipe.domains, "photo": replace(recipe.domains["photo"], weight=3.0)}
-    sampler = PictureSampler(replace(recipe, domains=domains), crop=CROP, seed=1)
+    sampler = sampler_of(replace(recipe, domains=domains))
     assert [p.name for p in sampler.catalogue.pictures] == ["astronaut.png", "more/coffee.png", "retina.png"]
     areas = 512 * 512, 400 * 600
     expected = [0.75 * areas[0] / sum(areas), 0.75 * areas[1] / sum(areas), 0.25]
     np.testing.assert_allclose(sampler._chance, expected)
     domains["medical"] = replace(domains["medical"], weight=0.0)
-    without = PictureSampler(replace(recipe, domains=domains), crop=CROP, seed=1)
+    without = sampler_of(replace(recipe, domains=domains))
     assert "retina.png" not in without.names()
 
 
-def test_giant_pictures_are_read_in_parts(tmp_path: Path) -> None:
+def test_giant_pictures_are_read_in_parts(tmp_path: Path, sampler_of: Callable[..., PictureSampler]) -> None:
     """Of a picture of 400 megapixels nothing but some tiles is decoded, and no band is kept for it."""
     path = tmp_path / "giant.tif"
     tile = gradient(256, 256)
@@ -139,14 +155,13 @@ def test_giant_pictures_are_read_in_parts(tmp_path: Path) -> None:
     tifffile.imwrite(
         path, iter([encoded] * 79 * 79), shape=(79 * 256, 79 * 256, 3), dtype="u1", tile=(256, 256), compression="zlib"
     )
-    sampler = PictureSampler(of(path, open_megabytes=32), crop=CROP, seed=1)
+    sampler = sampler_of(of(path, open_megabytes=32))
     sampler.draw(0, 16)
     with sampler._open.use(sampler.catalogue.pictures[0]) as source:
         cache = source.segments._inner.cache
         assert 0 < cache.decoded < 4 * (64 + 16)
         assert cache.memory_bytes <= 16 << 20
         assert cache.file_bytes == 0
-    sampler.close()
 
 
 def test_open_pictures_stay_within_their_bound(folder: Path) -> None:
@@ -157,7 +172,7 @@ def test_open_pictures_stay_within_their_bound(folder: Path) -> None:
             with kept.use(picture) as source:
                 assert source.height == picture.height
     assert kept.opened == 3
-    tight = OpenPictures(1 << 20)
+    tight = OpenPictures(1 << 19)
     with tight.use(pictures[0]) as a, tight.use(pictures[1]) as b:
         assert a.read(0, 8, 0, 8).shape == b.read(0, 8, 0, 8).shape
     with tight.use(pictures[0]):
@@ -166,24 +181,27 @@ def test_open_pictures_stay_within_their_bound(folder: Path) -> None:
     tight.close()
 
 
-def test_unreadable_pictures_are_skipped_and_told(folder: Path, tmp_path: Path) -> None:
+def test_unreadable_pictures_are_skipped_and_told(
+    folder: Path, tmp_path: Path, sampler_of: Callable[..., PictureSampler]
+) -> None:
     shutil.copytree(folder / "photo", tmp_path / "p")
     (tmp_path / "p" / "header.jpg").write_bytes(b"\xff\xd8\xff nothing")
     whole = (tmp_path / "p" / "astronaut.png").read_bytes()
     (tmp_path / "p" / "body.png").write_bytes(whole[: len(whole) // 2])
     tifffile.imwrite(tmp_path / "p" / "deep.tif", np.zeros((300, 300, 3), np.uint16))
-    sampler = PictureSampler(of(tmp_path / "p", workers=2), crop=CROP, seed=1)
+    sampler = sampler_of(of(tmp_path / "p", workers=2))
     seen = {name for step in range(8) for name in sampler.draw(step, 4).names}
     assert seen == {"astronaut.png", "more/coffee.png"}
     skipped = {Path(path).name: reason for path, reason in sampler.skipped().items()}
     assert set(skipped) == {"header.jpg", "body.png", "deep.tif"}
     assert "uint16" in skipped["deep.tif"]
-    sampler.close()
 
 
-def test_a_picture_that_breaks_later_is_skipped_too(folder: Path, tmp_path: Path) -> None:
+def test_a_picture_that_breaks_later_is_skipped_too(
+    folder: Path, tmp_path: Path, sampler_of: Callable[..., PictureSampler]
+) -> None:
     shutil.copytree(folder / "photo", tmp_path / "p")
-    sampler = PictureSampler(of(tmp_path / "p"), crop=CROP, seed=1)
+    sampler = sampler_of(of(tmp_path / "p"))
     sampler._open.close()
     (tmp_path / "p" / "astronaut.png").unlink()
     assert set(sampler.draw(0, 8).names) == {"more/coffee.png"}
@@ -195,42 +213,42 @@ def test_a_picture_that_breaks_later_is_skipped_too(folder: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("noise", [0, 40])
-def test_flat_pictures_are_refused(tmp_path: Path, noise: int) -> None:
+def test_flat_pictures_are_refused(tmp_path: Path, noise: int, sampler_of: Callable[..., PictureSampler]) -> None:
     flat = np.full((512, 512, 3), 240, np.uint8)
     flat[:, :, 0] += np.random.default_rng(0).integers(0, noise + 1, (512, 512), np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", flat)
     if noise:
-        PictureSampler(of(tmp_path), crop=CROP, seed=1)
+        sampler_of(of(tmp_path))
         return
     with pytest.raises(DatasetError, match=r"64 of 64 crops .* under 1 grey level"):
-        PictureSampler(of(tmp_path), crop=CROP, seed=1)
+        sampler_of(of(tmp_path))
 
 
-def test_flat_crops_are_drawn_anew(tmp_path: Path) -> None:
+def test_flat_crops_are_drawn_anew(tmp_path: Path, sampler_of: Callable[..., PictureSampler]) -> None:
     slide = np.full((1024, 1024, 3), 243, np.uint8)
     slide[:512, :512] = data.immunohistochemistry()
     tifffile.imwrite(tmp_path / "a.tif", slide, tile=(256, 256))
 
     def spread(**options: Any) -> float:
-        batch = PictureSampler(of(tmp_path, **options), crop=CROP, seed=1).draw(0, 24).pixels * 127.5
+        batch = sampler_of(of(tmp_path, **options)).draw(0, 24).pixels * 127.5
         return float((batch.flatten(1).std(1) > 5).float().mean())
 
     assert spread() < 0.5
     assert spread(skip_flat=5.0) > 0.85
 
 
-def test_too_few_pictures_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_too_few_pictures_are_refused(folder: Path, tmp_path: Path, sampler_of: Callable[..., PictureSampler]) -> None:
     with pytest.raises(DatasetError, match=r"got: 28 crops of 128 px .* in 2 pictures; expected: at least 32"):
-        PictureSampler(of(folder / "photo", least_crops=32), crop=CROP, seed=1)
+        sampler_of(of(folder / "photo", least_crops=32))
     with pytest.raises(DatasetError, match=r"1 files, 0 unreadable, 1 too small, .*retina.png \(640 x 640 px\)"):
-        PictureSampler(of(folder / "medical"), crop=1024, seed=1)
+        sampler_of(of(folder / "medical"), crop=1024)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="0 files"):
-        PictureSampler(of(tmp_path / "empty"), crop=CROP, seed=1)
+        sampler_of(of(tmp_path / "empty"))
     with pytest.raises(MissingFileError, match=r"no such file or folder.*domain one"):
-        PictureSampler(of(tmp_path / "nowhere"), crop=CROP, seed=1)
+        sampler_of(of(tmp_path / "nowhere"))
     with pytest.raises(MissingFileError, match="fits nothing"):
-        PictureSampler(of(tmp_path / "*.svs"), crop=CROP, seed=1)
+        sampler_of(of(tmp_path / "*.svs"))
 
 
 def test_a_store_holds_the_same_pixels(folder: Path, tmp_path: Path) -> None:

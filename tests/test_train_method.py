@@ -38,6 +38,7 @@ from tilecodec.train.recipe import (
     LoraRecipe,
     TrainRecipe,
 )
+from tilecodec.train.samples import reconstructions
 from tilecodec.train.schedule import rate_weight
 from tilecodec.train.switches import LOG_VARIANCE
 from tilecodec.train.weights import Start, read_start
@@ -198,7 +199,8 @@ def test_the_objective_of_the_paper(folder: Path, tmp_path: Path, perceptual_fil
     share = run.share(run.sampler.draw(0, 2))
     outcome = run.loss(run.network, share)
     logged = dict(zip(run.objective.columns, outcome.parts.tolist(), strict=True))
-    result = run.network(share.pixels, share.rate, share.noise)
+    with torch.no_grad():
+        result = run.network(share.pixels, share.rate, share.noise)
     picture = result.picture
     terms = [
         4 * (result.bpp_y + result.bpp_z).mean(),
@@ -209,7 +211,7 @@ def test_the_objective_of_the_paper(folder: Path, tmp_path: Path, perceptual_fil
     ]
     assert all(float(t) > 0 for t in terms)
     assert logged["loss"] == pytest.approx(sum(float(t) for t in terms), rel=1e-5)
-    assert float(outcome.loss) == pytest.approx(logged["loss"])
+    assert float(outcome.loss.detach()) == pytest.approx(logged["loss"])
     assert logged["alignment"] == pytest.approx(20 * float(terms[4]), rel=1e-5)
 
 
@@ -221,7 +223,7 @@ def test_alignment_pulls_to_the_latent_as_far_as_the_margin() -> None:
         loss = alignment_loss(x0, latent)
         assert float(loss.detach()) == pytest.approx(expected, abs=1e-6)
         loss.sum().backward()
-        assert bool(x0.grad.abs().sum() > 0) == (degrees == 90)
+        assert bool(x0.grad.abs().sum() > 1e-6) == (degrees == 90)
     assert latent.grad is None
     assert float(alignment_loss(x0, latent, 0.0).detach()) == pytest.approx(2.0)
 
@@ -484,21 +486,25 @@ def test_adapters_start_as_no_change_and_merge_to_the_same_network(folder: Path,
     whole = TrainingNetwork(DiTIC(training.SMALL_DC_AE))
     whole.model.load_state_dict(merged)
     whole.bottleneck.load_state_dict(run.ema.bottleneck.state_dict())
+    whole.to(memory_format=torch.channels_last).requires_grad_(False)  # other kernels round symbols another way
     torch.manual_seed(1)
     x = run.sampler.extra(2)
     noise = Noise.draw(training.SMALL_DC_AE, 2, 64, 64)
-    with torch.no_grad():
-        a, b = (n(x, torch.zeros(2), noise) for n in (run.ema, whole))
+    a, b = (n(x, torch.zeros(2), noise) for n in (run.ema, whole))  # with gradients enabled: see samples.py
     torch.testing.assert_close(a.picture, b.picture, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(a.picture, one_pass(plain).picture, atol=1e-3)
+    (shown,) = reconstructions(run.ema, x, diffuse=True, bf16=False)
+    assert not shown.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(shown, whole(x, torch.full((2,), 0.5)).picture, rtol=1e-3, atol=1e-3)
 
 
 def test_a_run_with_adapters_resumes_and_its_next_stage_begins_from_it(folder: Path, tmp_path: Path) -> None:
-    options = {"lora": LORA, "minutes_between_checkpoints": 0.0, "lr": 1e-3}
-    whole = small(folder, tmp_path / "whole", steps=3, **options)
+    options = {"lora": LORA, "minutes_between_checkpoints": 0.0, "lr": 1e-3, "steps": 3}
+    whole = small(folder, tmp_path / "whole", **options)
     whole.train()
-    small(folder, tmp_path / "parts", steps=2, **options).train()
-    again = small(folder, tmp_path / "parts", steps=3, **options)
+    training.stop_before(small(folder, tmp_path / "parts", **options), 2)
+    again = small(folder, tmp_path / "parts", **options)
     assert again.step == 2
     again.train()
     for a, b in zip(whole.network.parameters(), again.network.parameters(), strict=True):
@@ -523,6 +529,8 @@ def test_adapters_without_a_layer_are_refused(folder: Path, tmp_path: Path) -> N
         small(folder, tmp_path, lora=replace(LORA, transformer_targets=("qq",)))
     with pytest.raises(RecipeError, match=r"lora\.vae_targets"):
         make(folder, tmp_path, lora=LORA)  # the light autoencoder has other layers
+    with pytest.raises(RecipeError, match="takes no adapter"):
+        make(folder, tmp_path, lora=replace(LORA, vae_targets=("ffn.0",)))
 
 
 # --- starts
@@ -545,9 +553,10 @@ def test_published_parts_are_loaded_whole(folder: Path, tmp_path: Path) -> None:
             assert torch.equal(mine[name], tensor), name
 
     save_file({names[0]: tensors[names[0]]}, tmp_path / "part.safetensors")
+    (tmp_path / "empty").mkdir()
     for wrong, error, words in (
         (BaseRecipe(vae=tmp_path / "none"), MissingFileError, "none"),
-        (BaseRecipe(vae=tmp_path / "run"), MissingFileError, r"\*\.safetensors"),
+        (BaseRecipe(vae=tmp_path / "empty"), MissingFileError, r"\*\.safetensors"),
         (BaseRecipe(transformer=tmp_path / "part.safetensors"), ModelError, "missing .*base.transformer"),
         (BaseRecipe(aux_encoder=tmp_path / "vae.safetensors"), RecipeError, "no such part"),
     ):
@@ -573,7 +582,7 @@ def test_a_model_is_a_start(folder: Path, tmp_path: Path) -> None:
         torch.manual_seed(1)
         b = tuned.network(x, rate)
     assert float((a.picture - b.picture).pow(2).mean()) < 1e-3
-    assert b.bpp_z.mean() == pytest.approx(float(a.bpp_z.mean()), rel=0.05)
+    assert float(b.bpp_z.mean()) == pytest.approx(float(a.bpp_z.mean()), rel=0.1)
     tuned.train()
     checkpoint.write(tmp_path / "empty.pt", {"ema": {"x": torch.zeros(1)}, "config": tiny.TINY.to_dict()})
     with pytest.raises(RecipeError, match="nothing fits this network; got: 1 tensors"):

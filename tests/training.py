@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import imagecodecs
 import numpy as np
+import pytest
 import tiny
 import torch
 from safetensors.torch import save_file
@@ -16,6 +17,10 @@ from skimage import data
 from tilecodec.model.config import VAEConfig
 from tilecodec.train.dists import CHANNELS, STAGES
 from tilecodec.train.recipe import DataRecipe, DomainRecipe, TrainRecipe
+
+if TYPE_CHECKING:
+    from tilecodec.train.loop import Run
+    from tilecodec.train.objective import Share
 
 CROP = 128
 """The smallest crop the tiny model takes."""
@@ -113,3 +118,17 @@ def dists_tensors() -> dict[str, torch.Tensor]:
     for name in ("alpha", "beta"):
         tensors[f"dists.{name}"] = torch.rand(1, sum(CHANNELS), 1, 1, generator=generator) + 0.1
     return tensors
+
+
+def stop_before(run: Run, step: int) -> None:
+    """Trains, and is interrupted in the middle of a step."""
+    gradients = run.gradients
+
+    def until(share: Share) -> tuple[torch.Tensor, torch.Tensor]:
+        if run.step == step:
+            raise KeyboardInterrupt
+        return gradients(share)
+
+    run.gradients = until  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final, cast
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from tilecodec.entropy.tables import CDFTable
 
-FIT_STEPS: Final = 400
+FIT_STEPS: Final = 250
 FIT_LR: Final = 0.05
 _TOTAL: Final = 1 << 16
 """What a table's frequencies add up to."""
@@ -45,10 +46,11 @@ def fit_bottleneck(bottleneck: EntropyBottleneck, table: CDFTable, median: NDArr
     lengths = torch.from_numpy(table.length.astype(np.int64))
     most = int(lengths.max()) - 2
     bins = torch.arange(most)
-    counts = torch.diff(torch.from_numpy(table.cdf.astype(np.int64)), dim=1)[:, :most].double() / _TOTAL
     known = bins[None] < (lengths - 2)[:, None]
-    share = torch.where(known, counts, 0.0)
-    share = (share / share.sum(1, keepdim=True)).float()
+    cdf = torch.from_numpy(table.cdf.astype(np.int64))
+    inside = torch.where(known, torch.diff(cdf, dim=1)[:, :most], 0)
+    counts = torch.cat([inside, _TOTAL - inside.sum(1, keepdim=True)], dim=1)  # the last one is the escape's
+    share = (counts.double() / _TOTAL).float()
     middle = torch.from_numpy(median.astype(np.float32))
     offset = torch.from_numpy(table.offset.astype(np.float32))
     points = (middle + offset)[:, None] + bins[None]
@@ -57,12 +59,13 @@ def fit_bottleneck(bottleneck: EntropyBottleneck, table: CDFTable, median: NDArr
         bottleneck.quantiles.copy_(torch.stack([first, middle, last], 1)[:, None])
     shapes = [*bottleneck.matrices, *bottleneck.biases, *bottleneck.factors]
     optimizer = torch.optim.Adam(shapes, lr=FIT_LR)
-    entropy = -(share * share.clamp_min(1e-12).log2()).sum(1)
+    entropy = -torch.special.xlogy(share, share).sum(1) / math.log(2)
     loss = torch.zeros(())
     for step in range(FIT_STEPS):
         for group in optimizer.param_groups:
             group["lr"] = FIT_LR * min(1.0, 2 * (1 - step / FIT_STEPS))
-        predicted = bottleneck._likelihood(points[:, None])[0][:, 0]
+        within = torch.where(known, bottleneck._likelihood(points[:, None])[0][:, 0], 0.0)
+        predicted = torch.cat([within, 1 - within.sum(1, keepdim=True)], dim=1)
         bits = -(share * predicted.clamp_min(1e-9).log2()).sum(1)
         loss = (bits - entropy).mean()
         optimizer.zero_grad()

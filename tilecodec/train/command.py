@@ -82,7 +82,8 @@ def train(
                 "there is a run already", got=str(last), expected="an empty folder", hint="Go on with it by --resume"
             )
     _set_threads(stages[0].recipe)
-    from tilecodec.train.loop import SKIPPED, Run, say_on_stderr
+    from tilecodec.train.log import say_on_stderr
+    from tilecodec.train.loop import SKIPPED, Run
 
     say = (lambda _line: None) if quiet else say_on_stderr
     skipped: dict[str, str] = {}
@@ -137,7 +138,8 @@ def export_run(checkpoint: Path, target: Path) -> str:
     from tilecodec.train.loop import calibration_crops
 
     pictures = calibration_crops(checkpoint.parent)
-    return export(checkpoint, target, alias=target.name, pictures=pictures)
+    alias = target.resolve().parent.name if target.name == MODEL else target.name
+    return export(checkpoint, target, alias=alias, pictures=pictures)
 
 
 def _passed_over(stages: Sequence[Stage], number: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,12 @@ _HOUR, _DAY = 3600, 86400
 
 Say = Callable[[str], None]
 """Takes a line for people."""
+
+
+def say_on_stderr(line: str) -> None:
+    """Writes a line for people."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 class Means:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,15 +18,15 @@ from tilecodec.model.config import DiTICConfig
 from tilecodec.train import checkpoint, samples
 from tilecodec.train.captions import CaptionEmbeddings
 from tilecodec.train.data import Batch
-from tilecodec.train.log import Log, Means, Say, clock, write_rows
+from tilecodec.train.log import Log, Means, Say, clock, say_on_stderr, write_rows
 from tilecodec.train.network import Noise, TrainingNetwork
 from tilecodec.train.objective import ObjectiveTerms, Outcome, Share
 from tilecodec.train.optim import MuonAdamW
 from tilecodec.train.recipe import TrainRecipe
 from tilecodec.train.schedule import learning_rate_factor, share_done
 from tilecodec.train.setup import check, checked_config, make_network, make_sampler, training_device, twin_of
-from tilecodec.train.stopping import Stop, stoppable, told_what_to_turn
-from tilecodec.train.weights import read_start
+from tilecodec.train.stopping import Stop, determined, stoppable, told_what_to_turn
+from tilecodec.train.weights import Start, read_start
 
 __all__ = ["Run", "TrainRecipe", "learning_rate_factor"]
 
@@ -36,11 +34,6 @@ CALIBRATION_CROPS = 28
 """Crops kept beside the checkpoints, for the export."""
 CALIBRATION = "calibration.pt"
 SKIPPED = "skipped.csv"
-
-
-def say_on_stderr(line: str) -> None:
-    """Prints a line for people."""
-    print(line, file=sys.stderr, flush=True)
 
 
 class Run:
@@ -70,6 +63,15 @@ class Run:
         self._told: set[str] = set()
         self.sampler = make_sampler(recipe, say)
         self._tell_skipped()
+        try:
+            self._build(config, start, state)
+        except BaseException:
+            self.sampler.close()
+            raise
+
+    def _build(self, config: DiTICConfig, start: Start | None, state: dict[str, Any] | None) -> None:
+        """Makes the networks and optimizers; the sampler is there."""
+        recipe, say = self.recipe, self.say
         if self.embeddings is not None:
             self.embeddings.check(self.sampler.names())
         self.network = make_network(
@@ -312,7 +314,7 @@ class Run:
         recipe = self.recipe
         log = Log(recipe.out, self.columns, step=self.step, say=self.say, events=recipe.tensorboard)
         self._keep_calibration()
-        with stoppable() as stop, told_what_to_turn(recipe), _determined(recipe):
+        with stoppable() as stop, told_what_to_turn(recipe), determined(recipe):
             self._loop(log, stop)
         log.close()
         self._tell_skipped(all_of_them=True)
@@ -329,7 +331,7 @@ class Run:
         while not self.finished:
             self.means.add(self._advance())
             self.minutes_spent = spent + (time.monotonic() - begun) / 60
-            if self.step % recipe.log_every == 0:
+            if self.step % recipe.log_every == 0 or self.finished:
                 pace = (time.monotonic() - begun) / (self.step - first)
                 log.row(self.step, self.means.take(), pace, self._progress(pace))
                 self._tell_skipped()
@@ -377,34 +379,6 @@ class Run:
         if new:
             self._told |= set(found)
             write_rows(self.recipe.out / SKIPPED, [["path", "reason"], *(list(item) for item in found.items())])
-
-
-@contextmanager
-def _determined(recipe: TrainRecipe) -> Iterator[None]:
-    """Within, torch refuses kernels whose result depends on the order of their threads, if the recipe says so.
-
-    Raises:
-        TrainingError: a layer has no other kernel.
-    """
-    if not recipe.deterministic:
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    except RuntimeError as error:
-        if "deterministic" not in str(error):
-            raise
-        raise TrainingError(
-            "a layer has no deterministic kernel on this device",
-            got=str(error).splitlines()[0],
-            where="deterministic",
-            hint="Set deterministic to false, or device to cpu",
-        ) from error
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 def calibration_crops(folder: Path) -> Tensor:

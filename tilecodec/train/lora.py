@@ -15,6 +15,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from tilecodec.errors import RecipeError
+from tilecodec.model.blocks import DepthConvBlock
 from tilecodec.model.config import DiTICConfig
 from tilecodec.model.ditic import DiTIC
 from tilecodec.train.recipe import LoraRecipe
@@ -30,7 +31,7 @@ def add_adapters(model: DiTIC, recipe: LoraRecipe) -> None:
     An adapter starts as no change: its second factor is zero.
 
     Raises:
-        RecipeError: no layer goes by any of the targets' names.
+        RecipeError: no layer goes by any of the targets' names, or one that does takes no adapter.
     """
     if recipe.vae_rank:
         _inject(model.vae, r"decoder\.(?:.*\.)?", recipe.vae_targets, recipe.vae_rank, "vae_targets")
@@ -91,6 +92,10 @@ def _inject(module: nn.Module, before: str, targets: tuple[str, ...], rank: int,
         raise RecipeError(
             "no layer for an adapter", got=got, expected=f"ends of names among {ends}", where=f"lora.{key}"
         )
+    folded = {id(part) for block in module.modules() if isinstance(block, DepthConvBlock) for part in block.modules()}
+    passed = [n for n in names if id(module.get_submodule(n)) in folded]
+    if passed:  # the block reads the weights of its layers, past any adapter
+        raise RecipeError("a layer that takes no adapter", got=passed[0], where=f"lora.{key}")
     inject_adapter_in_model(config, module)
 
 

@@ -21,12 +21,12 @@ GAP: Final = 4
 """White pixels between pictures."""
 
 
-@torch.no_grad()
 def reconstructions(network: TrainingNetwork, crops: Tensor, *, diffuse: bool, bf16: bool) -> list[Tensor]:
     """What the network makes of crops, at each of :data:`RATES`.
 
     Args:
-        network: not changed.
+        network: none of its parameters wants a gradient. It runs as in training, not as in inference: there, layers
+            read their weights past an adapter.
         crops: (B, 3, H, W) float32 in [-1, 1], on the network's device.
         diffuse: whether the diffusion step takes part.
         bf16: whether it runs in bf16.
@@ -39,6 +39,7 @@ def reconstructions(network: TrainingNetwork, crops: Tensor, *, diffuse: bool, b
     for rate in rates:
         position = torch.full((len(crops),), rate, device=crops.device)
         with (
+            torch.enable_grad(),
             torch.random.fork_rng(devices=[]),
             torch.autocast(crops.device.type, dtype=torch.bfloat16, enabled=bf16),
         ):

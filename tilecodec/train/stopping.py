@@ -1,7 +1,8 @@
-"""Ends of a run that are not its last step: signals, and memory that does not suffice."""
+"""What surrounds the steps of a run: signals, memory that does not suffice, kernels with one possible result."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from tilecodec.errors import TrainingMemoryError
+from tilecodec.errors import TrainingError, TrainingMemoryError
 from tilecodec.train.recipe import TrainRecipe
 
 _WORDS: Final = ("out of memory", "can't allocate memory", "not enough memory")
@@ -82,3 +83,31 @@ def told_what_to_turn(recipe: TrainRecipe) -> Iterator[None]:
             where=str(error).splitlines()[0] if str(error) else None,
             hint=hint,
         ) from error
+
+
+@contextmanager
+def determined(recipe: TrainRecipe) -> Iterator[None]:
+    """Within, torch refuses kernels whose result depends on the order of their threads, if the recipe says so.
+
+    Raises:
+        TrainingError: a layer has no other kernel.
+    """
+    if not recipe.deterministic:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise TrainingError(
+            "a layer has no deterministic kernel on this device",
+            got=str(error).splitlines()[0],
+            where="deterministic",
+            hint="Set deterministic to false, or device to cpu",
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(before)
