@@ -33,6 +33,7 @@ COMPOSERS = (
     "zarr_codec",
     "validation",
     "evaluation",
+    "models",
     "cli",
     "progress",
     "demo",

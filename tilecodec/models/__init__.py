@@ -1,0 +1,1 @@
+"""Models on this machine: fetched from the hub, converted from the authors' checkpoints, listed, verified, removed."""
