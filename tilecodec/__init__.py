@@ -32,6 +32,16 @@ if TYPE_CHECKING:
     from tilecodec.evaluation.report import EvaluationReport
     from tilecodec.evaluation.run import evaluate
     from tilecodec.limits import Limits
+    from tilecodec.models.convert import ConvertReport, convert_model
+    from tilecodec.models.hub import PullReport, pull_model
+    from tilecodec.models.library import (
+        ModelCheck,
+        ModelEntry,
+        list_models,
+        remove_model,
+        show_model,
+        verify_models,
+    )
     from tilecodec.validation import ValidationReport, validate
 
 __version__ = "0.1.0"
@@ -57,6 +67,16 @@ _HOMES = {
     "tilecodec.evaluation.report": ("EvaluationReport",),
     "tilecodec.evaluation.run": ("evaluate",),
     "tilecodec.limits": ("Limits",),
+    "tilecodec.models.convert": ("ConvertReport", "convert_model"),
+    "tilecodec.models.hub": ("PullReport", "pull_model"),
+    "tilecodec.models.library": (
+        "ModelEntry",
+        "ModelCheck",
+        "list_models",
+        "remove_model",
+        "show_model",
+        "verify_models",
+    ),
     "tilecodec.validation": ("ValidationReport", "validate"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -69,6 +89,12 @@ __all__ = [  # noqa: RUF022  # grouped by use
     "validate",
     "evaluate",
     "load_model",
+    "list_models",
+    "show_model",
+    "verify_models",
+    "remove_model",
+    "pull_model",
+    "convert_model",
     "EncodeOptions",
     "DecodeOptions",
     "EvaluationOptions",
@@ -78,6 +104,10 @@ __all__ = [  # noqa: RUF022  # grouped by use
     "ContainerInfo",
     "LevelInfo",
     "ValidationReport",
+    "ModelEntry",
+    "ModelCheck",
+    "PullReport",
+    "ConvertReport",
     "EvaluationReport",
     "Problem",
     "Progress",

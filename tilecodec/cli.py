@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from tilecodec.config import PRECISIONS
 from tilecodec.errors import CompileWarning, TileCodecError, UsageError
+from tilecodec.models.commands import add_commands
 
 Rows = list[tuple[str, str]]
 """A result as a person reads it: names and values."""
@@ -272,6 +273,12 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _models(arguments: argparse.Namespace) -> int:
+    outcome = arguments.models_command(arguments, _say(arguments))
+    _show(arguments, outcome.result, outcome.rows)
+    return int(outcome.code)
+
+
 # --- arguments
 
 
@@ -375,6 +382,11 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "Draw a landscape, encode and decode it, measure, and show both side by side.", quiet)
     demo.add_argument("--size", default="4096", metavar="N", help="side of the landscape in pixels (default: 4096)")
     demo.add_argument("--out", default="tilecodec-demo", metavar="DIR", help="folder (default: ./tilecodec-demo)")
+
+    about = "List, fetch, convert, check and remove models."
+    models = commands.add_parser("models", help=about, description=about, allow_abbrev=False)
+    models.set_defaults(command=_models)
+    add_commands(models, [quiet, common])
     return parser
 
 
