@@ -61,7 +61,7 @@ class ResBlock(nn.Module):
         if torch.is_grad_enabled():
             return x + self.norm(self.conv2(F.silu(self.conv1(x)))).to(x.dtype)  # type: ignore[no-any-return]
         first, bias, second = self.conv1.weight, self.conv1.bias, self.conv2.weight
-        rows = strip_rows(x.device, x[:, :, 0].nbytes)
+        rows = strip_rows(x.device, x[:, :, 0].nbytes, first.nbytes)
 
         def inner(begin: int, end: int) -> Tensor:
             return F.silu(conv_between(x, begin, end, first, bias), inplace=True)
@@ -70,7 +70,7 @@ class ResBlock(nn.Module):
             return self.norm(conv_rows(rows, second, None, top=top, bottom=bottom))  # type: ignore[no-any-return]
 
         for top, bottom, step in rolling(x.shape[2], rows, inner, outer):
-            x[:, :, top:bottom] += step
+            x[:, :, top:bottom] += step.to(x.dtype)
         return x
 
 
@@ -92,7 +92,7 @@ class GatedConv(nn.Module):
         wide, wide_bias = self.conv_inverted.weight, self.conv_inverted.bias
         depth, depth_bias, point = self.conv_depth.weight, self.conv_depth.bias, self.conv_point.weight
         channels = wide.shape[0]
-        rows = strip_rows(x.device, x.shape[0] * x.shape[3] * channels * x.element_size())
+        rows = strip_rows(x.device, x.shape[0] * x.shape[3] * channels * x.element_size(), wide.nbytes)
 
         def inner(begin: int, end: int) -> Tensor:
             return F.silu(F.conv2d(x[:, :, begin:end], wide, wide_bias), inplace=True)
@@ -103,7 +103,7 @@ class GatedConv(nn.Module):
             return self.norm(F.conv2d(F.silu(gate).mul_(value), point))  # type: ignore[no-any-return]
 
         for top, bottom, step in rolling(x.shape[2], rows, inner, outer):
-            x[:, :, top:bottom] += step
+            x[:, :, top:bottom] += step.to(x.dtype)
         return x
 
 
@@ -173,7 +173,7 @@ class DownBlock(nn.Module):
         weight, bias = self.conv.weight, self.conv.bias
         shape = (batch, weight.shape[0], height // 2, width // 2)
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        rows = strip_rows(x.device, 2 * x[:, :, 0].nbytes)
+        rows = strip_rows(x.device, 2 * x[:, :, 0].nbytes, weight.nbytes)
         for top in range(0, height // 2, rows):
             bottom = min(top + rows, height // 2)
             around = x[:, :, max(2 * top - 1, 0) : 2 * bottom]
@@ -215,7 +215,7 @@ class UpBlock(nn.Module):
         channels = weight.shape[0] // 4
         shape = (batch, channels, 2 * height, 2 * width)
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        rows = strip_rows(x.device, batch * (width + 1) * weight.shape[0] * x.element_size())
+        rows = strip_rows(x.device, batch * (width + 1) * weight.shape[0] * x.element_size(), weight.nbytes)
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
             around = x[:, :, max(top - 1, 0) : min(bottom + 1, height)]
@@ -297,7 +297,7 @@ class Decoder(nn.Module):
         if torch.is_grad_enabled():
             return self.conv_out(F.relu(self.norm_out(x)).to(x.dtype))  # type: ignore[no-any-return]
         weight, bias = self.conv_out.weight, self.conv_out.bias
-        rows = strip_rows(x.device, x[:, :, 0].nbytes)
+        rows = strip_rows(x.device, x[:, :, 0].nbytes, weight.nbytes)
 
         def inner(begin: int, end: int) -> Tensor:
             return self.norm_out(x[:, :, begin:end]).relu_().to(x.dtype)  # type: ignore[no-any-return]

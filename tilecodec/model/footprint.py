@@ -69,14 +69,16 @@ def _dc_ae(vae: VAEConfig, height: int, width: int, b: int, device: str) -> int:
         px, rows, wide = height * width >> 2 * n, height >> n, width >> n
         picture = c * px * b
         if n + 1 < len(vae.widths):  # to or from the next stage; its strips hold the four places of a pixel
-            strips = 3 * strips_bytes(device, 4 * c * (wide // 2 + 1) * b, rows // 2)
-            fullest = max(fullest, picture + vae.widths[n + 1] * px // 4 * b + strips)
+            deeper = vae.widths[n + 1]
+            strips = 3 * strips_bytes(device, 4 * c * (wide // 2 + 1) * b, 16 * c * deeper * b, rows // 2)
+            fullest = max(fullest, picture + deeper * px // 4 * b + strips)
         if n < len(vae.widths) - ATTENTION_STAGES:
             # two results, one of them with its kept rows joined on; float32: the norm's input, scaled, and output
-            strips = (4 + 3 * FLOAT // b) * strips_bytes(device, c * wide * b, rows)
+            strips = (4 + 3 * FLOAT // b) * strips_bytes(device, c * wide * b, 9 * c * c * b, rows)
             fullest = max(fullest, picture + strips)
         else:
-            strips = 4 * strips_bytes(device, 2 * EXPANSION * c * wide * b, rows)
+            hidden = 2 * EXPANSION * c
+            strips = 4 * strips_bytes(device, hidden * wide * b, hidden * c * b, rows)
             # queries, keys and values, gathered, and mixed; or attended at two scales, mixed, and the float32 norm
             attention = c * px * max(10 * b, 7 * b + 3 * FLOAT)
             fullest = max(fullest, picture + strips, picture + attention)

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from tilecodec.errors import ModelError
 
 PEAK: Final = 127
+CHUNK: Final = 1 << 20
+"""Weights that are looked at at a time, so that a large one is never there in float32."""
 LEAST_WEIGHTS: Final = 4096
 """Smaller weights are kept as they are: they cost nothing, and pixels may hang on each."""
 
@@ -32,10 +34,17 @@ def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
         int8 of the weight's shape, -127...127, and float32 (O, 1, ...): the nearest multiples of the steps, which are
         the largest absolute values of the output channels divided by 127.
     """
-    values = weight.float()
-    peak = values.abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
-    step = (peak / PEAK).clamp_min(torch.finfo(torch.float32).tiny)
-    return torch.round(values / step).to(torch.int8), step
+    layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+    levels = torch.empty_like(weight, dtype=torch.int8, memory_format=layout)
+    step = torch.empty(len(weight), *[1] * (weight.ndim - 1), dtype=torch.float32, device=weight.device)
+    some = max(1, CHUNK * len(weight) // weight.numel())
+    for begin in range(0, len(weight), some):
+        part = slice(begin, begin + some)
+        values = weight[part].detach().float()
+        peak = values.abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
+        step[part] = (peak / PEAK).clamp_min(torch.finfo(torch.float32).tiny)
+        levels[part] = (values / step[part]).round_()
+    return levels, step
 
 
 class _Int8(nn.Module):
@@ -47,7 +56,7 @@ class _Int8(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
         levels, step = quantise_weight(weight)
-        self.register_buffer("levels", _kept(levels))
+        self.register_buffer("levels", levels)
         self.register_buffer("step", step.to(dtype))
         self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
 
@@ -55,10 +64,6 @@ class _Int8(nn.Module):
     def weight(self) -> Tensor:
         """The weight widened, (O, ...) in the activations' dtype."""
         return self.levels.to(self.step.dtype).mul_(self.step)
-
-
-def _kept(levels: Tensor) -> Tensor:
-    return levels.contiguous(memory_format=torch.channels_last) if levels.ndim == 4 else levels.contiguous()
 
 
 class Int8Linear(_Int8):

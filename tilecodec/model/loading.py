@@ -122,8 +122,7 @@ class _Loader:
                 self._assign_float(name, module)
                 module.to(self._device)
             elif self._int8 and _is_layer(module):
-                self._assign_float(name, module)
-                self._settle_layer(name, module)
+                self._shrink(name, module)
             else:
                 for key in _own(module):
                     module._parameters[key] = self._placed(self._tensors[f"{name}.{key}" if name else key])
@@ -168,13 +167,17 @@ class _Loader:
         if isinstance(module, LightVAE):
             module.keep_ends_exact()
 
-    def _settle_layer(self, name: str, layer: nn.Module) -> None:
+    def _shrink(self, name: str, layer: nn.Module) -> None:
+        """Puts a layer's int8 form in its place, made from the stored weight without a copy of it."""
+        stored = {key: self._tensors[f"{name}.{key}"] for key in _own(layer)}
+        for key, tensor in stored.items():
+            layer._parameters[key] = nn.Parameter(tensor, requires_grad=False)
         small = int8_layer(layer, self._dtype)
         if small is not None:
             _replace(self._network, name, small.to(self._device))
-            return
-        for key in _own(layer):
-            layer._parameters[key] = self._placed(cast(Tensor, layer._parameters[key]))
+        for key, tensor in stored.items():
+            layer._parameters[key] = self._placed(tensor) if small is None else None
+            self._mapped.release(tensor)
 
 
 def _units(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -30,20 +30,24 @@ Second = Callable[[Tensor, bool, bool], Tensor]
 side unless the rows begin at the picture's ``top``, and likewise at the lower side."""
 
 
-def strip_rows(device: torch.device, row_bytes: int) -> int:
-    """Rows of a strip.
+def strip_rows(device: torch.device, row_bytes: int, weight_bytes: int) -> int:
+    """Rows of a strip: enough for :data:`STRIP_BYTES`, and for more values than there are weights to go over them.
 
     Args:
         device: where the network runs.
         row_bytes: bytes of a row of the widest tensor.
+        weight_bytes: bytes of the largest weight.
     """
-    return max(LEAST_ROWS, STRIP_BYTES.get(device.type, OTHER_STRIP_BYTES) // row_bytes)
+    return _rows(device.type, row_bytes, weight_bytes)
 
 
-def strips_bytes(device_type: str, row_bytes: int, height: int) -> int:
-    """Bytes of a strip of the widest tensor, see :func:`strip_rows`."""
-    rows = strip_rows(torch.device(device_type), row_bytes)
-    return min(rows + 2, height) * row_bytes
+def strips_bytes(device_type: str, row_bytes: int, weight_bytes: int, height: int) -> int:
+    """Bytes of a strip of the widest tensor, see :func:`strip_rows`, out of ``height`` rows."""
+    return min(_rows(device_type, row_bytes, weight_bytes) + 2, height) * row_bytes
+
+
+def _rows(device_type: str, row_bytes: int, weight_bytes: int) -> int:
+    return max(LEAST_ROWS, max(STRIP_BYTES.get(device_type, OTHER_STRIP_BYTES), weight_bytes) // row_bytes)
 
 
 def rolling(height: int, rows: int, first: First, second: Second) -> Iterator[tuple[int, int, Tensor]]:
