@@ -611,6 +611,7 @@ def decode(
         limits=limits,
         on_error=on_error,
         fill=fill,
+        cache_bytes=0,  # each window is used once; kept ones would lie scattered in the memory that others need
     )
     picked = image.level(level)
     _, height, width = picked.shape

@@ -29,7 +29,8 @@ def reband(rows: Iterable[npt.NDArray[Any]], *, height: int, width: int, band: i
     Raises:
         UsageError: an array has another shape or dtype, or the heights do not sum to ``height``.
     """
-    buffer: Pixels = np.empty((0, width, 3), np.uint8)
+    # made before the first array: among what its making leaves behind it would keep the allocator from using that again
+    buffer: Pixels = np.empty((min(band, height), width, 3), np.uint8)
     held = done = 0
     for piece in rows:
         if piece.ndim != 3 or piece.shape[1:] != (width, 3) or piece.dtype != np.uint8:
@@ -50,8 +51,6 @@ def reband(rows: Iterable[npt.NDArray[Any]], *, height: int, width: int, band: i
             yield piece[start : start + band]
             start += band
         if start < piece.shape[0]:
-            if not len(buffer):
-                buffer = np.empty((min(band, height), width, 3), np.uint8)
             held = piece.shape[0] - start
             buffer[:held] = piece[start:]
     if done != height:

@@ -16,7 +16,7 @@ TILE: Final = 256
 BAND: Final = TILE
 BIG_BYTES: Final = 3_900_000_000
 """Raw bytes above which BigTIFF is written: classic TIFF ends at 2^32."""
-_BUFFER_BYTES: Final = 16 << 20
+_BUFFER_BYTES: Final = 4 << 20
 """Raw bytes of tiles compressed together by threads."""
 
 Tag = tuple[int, int, int, object, bool]
