@@ -111,12 +111,12 @@ class CodecModel:
                 setattr(self.network.codec, name, part.requires_grad_(False).to(self.device))
 
     def _rehearse(self) -> None:
-        """Runs the network once over a small window, as it will run."""
+        """Runs the network once over a small window, as it will run; not a square, which might be taken for a rule."""
         side, stride = self.config.z_stride, self.config.y_stride
-        latent = torch.zeros(self.config.codec.y_channels, side // stride, side // stride)
+        latent = torch.zeros(self.config.codec.y_channels, side // stride, 2 * side // stride)
 
         def run() -> None:
-            self.analyse(np.zeros((side, side, 3), np.uint8), (slice(0, side), slice(0, side)), 50.0)
+            self.analyse(np.zeros((side, 2 * side, 3), np.uint8), (slice(0, side), slice(0, 2 * side)), 50.0)
             self.reconstruct(LatentWindow(latent, latent), 50.0)
 
         if self.device.type == "cpu":

@@ -53,12 +53,13 @@ class SanaTransformer(nn.Module):
         """
         p = self.patch_size
         batch, _, height, width = latent.shape
-        rows, cols = height // p, width // p
-        x = self.patch_embed.proj(latent).flatten(2).transpose(1, 2)
+        x = self.patch_embed.proj(latent).permute(0, 2, 3, 1)
+        rows, cols = x.shape[1:3]
         modulation, embedded = self.time_embed(timestep, x.dtype)
         seen = self.caption_norm(self.caption_projection(caption))
         for block in self.transformer_blocks:
-            x = block(x, seen, modulation, rows, cols)
+            x = block(x, seen, modulation)
+        x = x.flatten(1, 2)
         shift, scale = (self.scale_shift_table[None] + embedded[:, None]).chunk(2, dim=1)
         patches: Tensor = self.proj_out(_modulated(x, scale, shift)).reshape(batch, rows, cols, p, p, -1)
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, height, width)
@@ -181,15 +182,24 @@ class TransformerBlock(nn.Module):
         self.ff = _GatedConv(width, int(config.mlp_ratio * width))
         self.scale_shift_table = random_start(6, width, std=width**-0.5)
 
-    def forward(self, x: Tensor, caption: Tensor, modulation: Tensor, rows: int, cols: int) -> Tensor:
-        batch = x.shape[0]
+    def forward(self, x: Tensor, caption: Tensor, modulation: Tensor) -> Tensor:
+        """Args:
+        x: (B, rows, columns, D).
+        caption: (B, T, D).
+        modulation: (B, 6 D).
+
+        Returns:
+            (B, rows, columns, D).
+        """
+        batch, rows, cols, _ = x.shape
+        x = x.flatten(1, 2)
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             self.scale_shift_table[None] + modulation.reshape(batch, 6, -1)
         ).chunk(6, dim=1)
         x = torch.addcmul(x, gate1, self.attn1(_modulated(x, scale1, shift1)))
         x = x + self.attn2(x, caption)
         picture = _modulated(x, scale2, shift2).unflatten(1, (rows, cols)).permute(0, 3, 1, 2)
-        return torch.addcmul(x, gate2, self.ff(picture).flatten(2).transpose(1, 2))
+        return torch.addcmul(x, gate2, self.ff(picture).flatten(2).transpose(1, 2)).unflatten(1, (rows, cols))
 
 
 def _modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

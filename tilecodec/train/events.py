@@ -21,7 +21,7 @@ class EventFile:
 
     Args:
         folder: made if needed.
-        step: what earlier files say of this step and later ones no longer counts.
+        step: of the checkpoint that is gone on from; what earlier files say of later steps no longer counts.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -30,7 +30,7 @@ class EventFile:
         self._file = (folder / f"events.out.tfevents.{int(now)}.{time.monotonic_ns()}.tilecodec").open("xb")
         self._write(_double(1, now) + _bytes(3, b"brain.Event:2"))
         if step:
-            self._write(_double(1, now) + _integer(2, step) + _bytes(7, _integer(1, 1)))  # a session's start
+            self._write(_double(1, now) + _integer(2, step + 1) + _bytes(7, _integer(1, 1)))  # a session's start
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers by name."""
