@@ -19,6 +19,7 @@ MEASUREMENTS: Final = (
     "rate_quality",
     "integer_cost",
     "official",
+    "parity",
     "entropy_matrix",
     "entropy_speed",
     "fuzz",

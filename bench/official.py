@@ -22,6 +22,7 @@ import numpy as np
 
 from bench.common import BENCH, MEGAPIXEL, Check, Pixels, add_arguments, mosaic, start, table
 from bench.memory import peak_bytes
+from tilecodec.model.config import DiTICConfig
 
 LOAD_SECONDS: Final = 30.0
 CPU_GIB: Final = 8.0
@@ -174,11 +175,58 @@ def whole_latent(job: Job) -> Any:
     return LatentWindow(*parts)
 
 
+def library_autoencoder(config: DiTICConfig) -> Any:
+    """diffusers' autoencoder of a config."""
+    from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+
+    vae = config.vae
+    plain = len(vae.widths) - 3
+    kinds = ("ResBlock",) * plain + ("EfficientViTBlock",) * 3
+    scales: tuple[tuple[int, ...], ...] = ((),) * plain + ((5,),) * 3
+    return AutoencoderDC(
+        latent_channels=vae.latent_channels,
+        encoder_block_types=kinds,
+        decoder_block_types=kinds,
+        encoder_block_out_channels=vae.widths,
+        decoder_block_out_channels=vae.widths,
+        encoder_layers_per_block=vae.encoder_layers,
+        decoder_layers_per_block=vae.decoder_layers,
+        encoder_qkv_multiscales=scales,
+        decoder_qkv_multiscales=scales,
+        downsample_block_type="Conv",
+        upsample_block_type="interpolate",
+    )
+
+
+def library_transformer(config: DiTICConfig) -> Any:
+    """diffusers' transformer of a config; called with the latent, the caption tokens and the timestep."""
+    import torch
+    from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
+
+    class Transformer(SanaTransformer2DModel):
+        def forward(self, latent: torch.Tensor, caption: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            return super().forward(latent, caption, timestep, return_dict=False)[0]  # type: ignore[no-any-return]
+
+    settings = config.transformer
+    assert settings is not None
+    return Transformer(
+        in_channels=config.vae.latent_channels,
+        out_channels=config.vae.latent_channels,
+        num_attention_heads=settings.num_attention_heads,
+        attention_head_dim=settings.attention_head_dim,
+        num_layers=settings.num_layers,
+        num_cross_attention_heads=settings.num_cross_attention_heads,
+        cross_attention_head_dim=settings.cross_attention_head_dim,
+        cross_attention_dim=settings.num_cross_attention_heads * settings.cross_attention_head_dim,
+        caption_channels=config.guidance.caption_channels,
+        mlp_ratio=settings.mlp_ratio,
+        patch_size=settings.patch_size,
+    )
+
+
 def library_network(name: str, device: Any) -> Any:
     """The network of a model file in float32, its autoencoder and transformer of diffusers' classes."""
     import torch
-    from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
-    from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
     from torch import nn
 
     from tilecodec.model.ditic import DiTIC
@@ -186,53 +234,20 @@ def library_network(name: str, device: Any) -> Any:
 
     file = find_model(name)
     config = file.config
-    vae, settings = config.vae, config.transformer
-    assert settings is not None
-    plain = len(vae.widths) - 3
-    kinds = ("ResBlock",) * plain + ("EfficientViTBlock",) * 3
-    scales: tuple[tuple[int, ...], ...] = ((),) * plain + ((5,),) * 3
 
     class Autoencoder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            library = AutoencoderDC(
-                latent_channels=vae.latent_channels,
-                encoder_block_types=kinds,
-                decoder_block_types=kinds,
-                encoder_block_out_channels=vae.widths,
-                decoder_block_out_channels=vae.widths,
-                encoder_layers_per_block=vae.encoder_layers,
-                decoder_layers_per_block=vae.decoder_layers,
-                encoder_qkv_multiscales=scales,
-                decoder_qkv_multiscales=scales,
-                downsample_block_type="Conv",
-                upsample_block_type="interpolate",
-            )
+            library = library_autoencoder(config)
             self.encoder, self.decode_part = library.encoder, library.decoder
 
         def decode(self, latent: torch.Tensor) -> torch.Tensor:
             return self.decode_part(latent)  # type: ignore[no-any-return]
 
-    class Transformer(SanaTransformer2DModel):
-        def forward(self, latent: torch.Tensor, caption: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            return super().forward(latent, caption, timestep, return_dict=False)[0]  # type: ignore[no-any-return]
-
     with torch.device("meta"):
         network = DiTIC(config)
         network.vae = Autoencoder()
-        network.DiT = Transformer(  # type: ignore[assignment]
-            in_channels=vae.latent_channels,
-            out_channels=vae.latent_channels,
-            num_attention_heads=settings.num_attention_heads,
-            attention_head_dim=settings.attention_head_dim,
-            num_layers=settings.num_layers,
-            num_cross_attention_heads=settings.num_cross_attention_heads,
-            cross_attention_head_dim=settings.cross_attention_head_dim,
-            cross_attention_dim=settings.num_cross_attention_heads * settings.cross_attention_head_dim,
-            caption_channels=config.guidance.caption_channels,
-            mlp_ratio=settings.mlp_ratio,
-            patch_size=settings.patch_size,
-        )
+        network.DiT = library_transformer(config)
     network.aux_codec = None
     network.vae.encoder = None  # type: ignore[assignment]
     for part in INTEGER_PARTS:
