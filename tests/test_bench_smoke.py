@@ -21,6 +21,7 @@ ROWS = {
     "rate_quality": 4,
     "integer_cost": 4,
     "official": 8,
+    "parity": 8,
     "entropy_matrix": 25,
     "entropy_speed": 2,
     "fuzz": 20,
