@@ -18,6 +18,7 @@ MEASUREMENTS: Final = (
     "memory",
     "rate_quality",
     "integer_cost",
+    "ablation",
     "official",
     "parity",
     "entropy_matrix",
