@@ -746,6 +746,35 @@ def test_options_that_make_no_sense(checkpoint: Path, tmp_path: Path) -> None:
         convert_model(checkpoint, tmp_path / "m", config=small.SMALL, calibration=tmp_path / "few")
 
 
+@pytest.mark.parametrize(
+    "order",
+    [
+        ["CKPT", "--base", "DIR", "--elic", "FILE", "OUT", "--json"],
+        ["CKPT", "OUT", "--base", "DIR", "--json", "--elic", "FILE"],
+        ["--base", "DIR", "--json", "CKPT", "--elic", "FILE", "OUT"],
+    ],
+)
+def test_options_stand_anywhere(order: list[str], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, dict[str, Any]]] = []
+
+    def convert(*places: str, **options: Any) -> None:
+        seen.append((places, options))
+        raise UsageError("enough")
+
+    monkeypatch.setattr(convert_module, "convert_model", convert)
+    assert run("models", "convert", *order)[0] == 2
+    ((places, options),) = seen
+    assert places == ("CKPT", "OUT")
+    assert (options["base"], options["elic"]) == ("DIR", "FILE")
+
+
+def test_arguments_that_are_none(run: Run) -> None:
+    for words in (["convert"], ["convert", "a", "b", "c"], ["convert", "a", "--alias"], ["pull"], ["show", "a", "b"]):
+        code, _, err = run("models", *words)
+        assert code == 2
+        assert f"tilecodec models {words[0]}: error: " in err or "unrecognized arguments" in err
+
+
 # --- files, hashes, names
 
 

@@ -32,6 +32,21 @@ class Outcome:
 Run = Callable[[argparse.Namespace, Say], Outcome]
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes options between its positional arguments, where the optional one would otherwise be passed over."""
+
+    _between = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._between:  # the method below calls this one
+            return super().parse_known_args(args, namespace)
+        self._between = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._between = False
+
+
 def add_commands(parser: argparse.ArgumentParser, parents: list[argparse.ArgumentParser]) -> None:
     """Gives ``models`` its subcommands.
 
@@ -39,7 +54,7 @@ def add_commands(parser: argparse.ArgumentParser, parents: list[argparse.Argumen
         parser: of ``models``.
         parents: parsers with the options of every subcommand: ``--json`` and ``--quiet``.
     """
-    commands = parser.add_subparsers(metavar="SUBCOMMAND", required=True)
+    commands = parser.add_subparsers(metavar="SUBCOMMAND", required=True, parser_class=_Parser)
 
     def command(name: str, run: Run, about: str) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = commands.add_parser(
