@@ -250,3 +250,20 @@ def test_a_forked_process_reads_too(finished: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) == int(whole.sum(dtype=np.int64))
+
+
+def test_what_waits_on_disk_is_what_waits_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = catalogue.case("photo")
+    path = tmp_path / "a.zarr"
+    tilecodec.encode(case.pixels, path, model=tiny.tiny_model(), tile=128, chunk_tiles=2)
+    before = tilecodec.open(path)[...]
+    monkeypatch.setattr("tilecodec.tiles.rolling.IN_MEMORY", -1)
+    np.testing.assert_array_equal(tilecodec.open(path)[...], before)
+    tilecodec.decode(path, tmp_path / "a.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy").transpose(2, 0, 1), before)
+    tilecodec.encode(case.pixels, tmp_path / "b.zarr", model=tiny.tiny_model(), tile=128, chunk_tiles=2)
+    assert all(
+        (tmp_path / "b.zarr" / p.relative_to(path)).read_bytes() == p.read_bytes()
+        for p in sorted(path.rglob("c/*"))
+        if p.is_file()
+    )

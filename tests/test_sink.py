@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import resource
@@ -24,10 +25,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tilecodec.errors import MissingFileError, StorageError, TargetExistsError, UsageError
-from tilecodec.sink import SUFFIXES, check_write, write_rows
+from tilecodec.sink import SUFFIXES, check_write, write_blocks, write_rows
 from tilecodec.sink import tiff as tiff_sink
-from tilecodec.sink.rows import reband
+from tilecodec.sink.rows import Arriving
 from tilecodec.source import Georeference, SourceMetadata, open_source
+from tilecodec.tiles.rolling import Block
 
 each_suffix = pytest.mark.parametrize("suffix", SUFFIXES)
 
@@ -63,31 +65,49 @@ def noise(height: int, width: int) -> np.ndarray:
 
 @given(
     heights=st.lists(st.integers(0, 9), max_size=12),
+    cuts=st.lists(st.integers(1, 6), min_size=1, max_size=4),
     band=st.integers(1, 12),
-    width=st.integers(1, 3),
     reuse=st.booleans(),
+    on_disk=st.booleans(),
 )
-def test_reband_keeps_pixels_and_heights(heights: list[int], band: int, width: int, reuse: bool) -> None:
-    height = sum(heights)
+def test_what_arrives_in_blocks_is_read_in_bands(
+    heights: list[int], cuts: list[int], band: int, reuse: bool, on_disk: bool
+) -> None:
+    height, width = sum(heights), sum(cuts)
     pixels = noise(height, width) if height else np.empty((0, width, 3), np.uint8)
 
-    def pieces() -> Iterator[np.ndarray]:
+    def blocks() -> Iterator[Block]:
         y = 0
-        for h in heights:
-            piece = pixels[y : y + h].copy()
-            yield piece
-            if reuse:
-                piece[:] = 0
+        for h in filter(None, heights):
+            x = 0
+            for w in cuts:
+                piece = pixels[y : y + h, x : x + w].copy()
+                yield Block(y, x, piece)
+                if reuse:
+                    piece[:] = 0
+                x += w
             y += h
 
-    got = [b.copy() for b in reband(pieces(), height=height, width=width, band=band)]
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.setattr("tilecodec.tiles.rolling.IN_MEMORY", -1 if on_disk else 1 << 20)
+        arriving = Arriving(blocks(), height=height, width=width, tallest=9, band=band)
+        stack.callback(arriving.close)
+        got = []
+        for y, end in arriving.bands(band):
+            split = width // 2
+            parts = [arriving.read(y, end, 0, split), arriving.read(y, end, split, width)]
+            got.append(np.concatenate(parts, axis=1))
     assert [len(b) for b in got] == [band] * (height // band) + [height % band] * (height % band > 0)
     np.testing.assert_array_equal(np.concatenate([*got, pixels[:0]]), pixels)
 
 
-def test_reband_passes_whole_bands_without_a_copy() -> None:
-    pixels = noise(8, 5)
-    assert all(b.base is pixels for b in reband([pixels], height=8, width=5, band=4))
+def test_blocks_that_are_not_the_picture(tmp_path: Path) -> None:
+    block = Block(0, 0, noise(4, 5))
+    with pytest.raises(UsageError, match="fewer rows"):
+        write_blocks(tmp_path / "a.tif", iter([block]), height=8, width=5, tallest=4)
+    with pytest.raises(UsageError, match="more rows"):
+        write_blocks(tmp_path / "a.tif", iter([block, block]), height=4, width=5, tallest=4)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

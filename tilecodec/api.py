@@ -591,14 +591,15 @@ def decode(
         limits: see :func:`open`.
         on_error: see :func:`open`; with ``fill`` the report names the tiles.
         fill: see :func:`open`.
-        progress: called after every band of rows.
+        progress: called after every block of pixels.
 
     Raises:
         TileCodecError: see :mod:`tilecodec.errors`. Nothing is left at the target then.
     """
     from collections.abc import Iterator
 
-    from tilecodec.sink import check_write, write_rows
+    from tilecodec.sink import check_write, write_blocks
+    from tilecodec.tiles.rolling import Block
 
     begun = time.monotonic()
     _check_apart(source, target)
@@ -624,15 +625,23 @@ def decode(
         )
     check_write(target, height=h, width=w, overwrite=overwrite)
 
-    def bands() -> Iterator[NDArray[np.uint8]]:
-        rows = 0
-        for band in picked.decoder.rows(y, y + h, x, x + w):
-            yield band
-            rows += len(band)
+    def blocks() -> Iterator[Block]:
+        pixels = 0
+        for block in picked.decoder.blocks(y, y + h, x, x + w):
+            yield Block(block.y - y, block.x - x, block.pixels)
+            pixels += block.pixels[..., 0].size
             if progress is not None:
-                progress(Progress(rows * w, h * w, 0, time.monotonic() - begun))
+                progress(Progress(pixels, h * w, 0, time.monotonic() - begun))
 
-    write_rows(target, bands(), height=h, width=w, metadata=_sink_metadata(image, level, x, y), overwrite=overwrite)
+    write_blocks(
+        target,
+        blocks(),
+        height=h,
+        width=w,
+        tallest=picked.decoder.block_rows,
+        metadata=_sink_metadata(image, level, x, y),
+        overwrite=overwrite,
+    )
     seconds = time.monotonic() - begun
     return DecodeReport(
         target=os.fspath(target),

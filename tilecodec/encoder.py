@@ -7,8 +7,6 @@ so on up the pyramid. So the source is read once and no level is ever held whole
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,11 +21,11 @@ from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
 from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import CodecModel
-from tilecodec.errors import StorageError
 from tilecodec.model.config import DiTICConfig
 from tilecodec.model.footprint import analyse_bytes
 from tilecodec.tiles import TilePosition, Window
 from tilecodec.tiles.cut import Readable, halve, read_padded
+from tilecodec.tiles.rolling import RollingRows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,43 +67,6 @@ class Chunk:
     """Tiles of one colour, and it."""
     groups: list[Future[dict[TilePosition, Future[bytes]]]]
     """The other tiles' payloads to come."""
-
-
-class RollingRows:
-    """The last rows of a level's pixels, in an unlinked temporary file. Rows are written from the top down."""
-
-    def __init__(self, height: int, width: int, kept_rows: int) -> None:
-        self.height, self.width = height, width
-        self._kept = min(kept_rows, height)
-        self._row_bytes = width * 3
-        self._file = tempfile.TemporaryFile(prefix="tilecodec-")  # noqa: SIM115  # closed by close()
-
-    def write(self, y0: int, x0: int, block: NDArray[np.uint8]) -> None:
-        """Puts a block of pixels at rows ``y0...`` and columns ``x0...``."""
-        try:
-            for n, line in enumerate(block):
-                os.pwrite(self._file.fileno(), line.tobytes(), self._offset(y0 + n) + x0 * 3)
-        except OSError as error:
-            raise StorageError(
-                f"the pyramid's temporary file failed: {error.strerror}",
-                where=tempfile.gettempdir(),
-                hint="Set TMPDIR to a folder with more space",
-            ) from error
-
-    def read(self, y0: int, y1: int, x0: int, x1: int) -> NDArray[np.uint8]:
-        """(y1 - y0, x1 - x0, 3) uint8 of rows that are still kept."""
-        out = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
-        for n in range(y1 - y0):
-            data = os.pread(self._file.fileno(), (x1 - x0) * 3, self._offset(y0 + n) + x0 * 3)
-            out[n] = np.frombuffer(data, np.uint8).reshape(-1, 3)
-        return out
-
-    def close(self) -> None:
-        """Frees the disk space."""
-        self._file.close()
-
-    def _offset(self, y: int) -> int:
-        return (y % self._kept) * self._row_bytes
 
 
 class LevelEncoder:

@@ -1,4 +1,4 @@
-"""A region's rows of windows, from the top, each blended from left to right into final pixels."""
+"""A region's windows, row by row from the top, each blended with those before it into final pixels."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from numpy.typing import NDArray
 
 from tilecodec.blend.weights import UNIT, axis_weights
 from tilecodec.tiles import TileGrid, TilePosition, Window
+from tilecodec.tiles.rolling import Block, RollingRows
 
 
 class RowBlender:
-    """Turns windows that overlap into consecutive bands of a region's rows.
+    """Turns windows that overlap into blocks of final pixels, which lie side by side.
 
-    A band is what one row of windows settles: the rows that it shares with the windows above, and those of its own.
-    Beside the band only the rows shared with the windows below are kept. Most pixels lie in one window only and are
-    copied; sums are formed where windows share pixels.
+    A window settles the pixels that it shares with the windows above and on its left, and those of its own. What it
+    gives to the rows shared with the windows below waits for them. Most pixels lie in one window only and are copied;
+    sums are formed where windows share pixels.
 
     Args:
         grid: the level's tiles.
@@ -27,30 +28,36 @@ class RowBlender:
         seam = 2 * overlap if len(grid.row_range(region.y0, region.y1, overlap)) > 1 else 0
         # what the windows above give to the shared rows, in 1/256 grey levels; from left to right replaced by what
         # those of this row give to the rows shared with the ones below
-        self._shared: NDArray[np.uint16] = np.empty((seam, region.width, 3), np.uint16)
+        self._shared = RollingRows(seam, region.width, seam, dtype=np.uint16)
         self._left: NDArray[np.uint16] | None = None
-        highest = min(grid.tile + overlap, region.height)
-        self._buffer: NDArray[np.uint8] = np.empty((highest, region.width, 3), np.uint8)
-        self._band = self._buffer[:0]
         self._rows = (0, 0, 0, 0)
-        self._top = 0
         self._weights: NDArray[np.uint32] = np.empty((0, 1, 1), np.uint32)
+        self._row = -1
 
-    def begin(self, row: int) -> None:
+    def close(self) -> None:
+        """Frees what waits."""
+        self._shared.close()
+
+    def _begin(self, row: int) -> None:
         """Starts the next row of windows."""
         grid, overlap, region = self._grid, self._overlap, self._region
         core, window = grid.core(TilePosition(row, 0)), grid.window(TilePosition(row, 0), overlap)
         top, bottom = max(window.y0, region.y0), min(window.y1, region.y1)
         own = max(top, min(core.y0 + overlap, bottom)) if row > 0 else top
         below = max(core.y1 - overlap, own) if row + 1 < grid.rows and core.y1 - overlap < region.y1 else bottom
-        self._top = top
         self._rows = (top - window.y0, own - window.y0, below - window.y0, bottom - window.y0)
         vertical = axis_weights(window.height, overlap, row > 0, row + 1 < grid.rows)
         self._weights = vertical[self._rows[0] : self._rows[1], None, None].astype(np.uint32)
-        self._band = self._buffer[: below - top]
+        self._left, self._row = None, row
 
-    def add(self, at: TilePosition, pixels: NDArray[np.uint8]) -> None:
-        """Adds the row's next window to the right, uint8 (height, width, 3)."""
+    def add(self, at: TilePosition, pixels: NDArray[np.uint8]) -> Block:
+        """Adds the next window, uint8 (height, width, 3), and returns what it settles.
+
+        Windows come from left to right, rows of them from the top. Blocks of a row of windows have the same rows; one
+        may have no pixels.
+        """
+        if at.row != self._row:
+            self._begin(at.row)
         grid, overlap, x0 = self._grid, self._overlap, self._region.x0
         core, window = grid.core(at), grid.window(at, overlap)
         left, right = max(window.x0, x0), min(window.x1, self._region.x1)
@@ -60,6 +67,7 @@ class RowBlender:
         weights = axis_weights(window.width, overlap, at.col > 0, at.col + 1 < grid.cols)[:, None]
         weights = weights[left - window.x0 : right - window.x0]
         top, middle, below, bottom = self._rows
+        y = window.y0 + top
         pixels = pixels[top:bottom, left - window.x0 : right - window.x0]
         middle, below, bottom = middle - top, below - top, bottom - top
         shared = own - left
@@ -68,26 +76,19 @@ class RowBlender:
             assert self._left is not None
             mixed += self._left
         self._left = pixels[:, end - left :] * weights[end - left :]
-        out, seam = self._band[:, left - x0 : end - x0], self._shared[:, left - x0 : end - x0]
+        out = np.empty((below, end - left, 3), np.uint8)
         out[middle:, :shared] = (mixed[middle:below] + np.uint16(UNIT // 2)) // np.uint16(UNIT)
         out[middle:, shared:] = pixels[middle:below, shared : end - left]
-        if middle:
+        if middle and end > left:
             mine = self._blended(mixed[:middle], pixels[:middle, shared : end - left])
-            total = mine * self._weights + seam[:middle] * (np.uint32(UNIT) - self._weights)
+            above = self._shared.read(0, middle, left - x0, end - x0)
+            total = mine * self._weights + above * (np.uint32(UNIT) - self._weights)
             out[:middle] = (total + np.uint32(UNIT * UNIT // 2)) >> np.uint32(16)
-        if bottom > below:
-            seam[: bottom - below] = self._blended(mixed[below:], pixels[below:, shared : end - left])
+        if bottom > below and end > left:
+            self._shared.write(0, left - x0, self._blended(mixed[below:], pixels[below:, shared : end - left]))
+        return Block(y, left, out)
 
     @staticmethod
     def _blended(mixed: NDArray[np.uint16], own: NDArray[np.uint8]) -> NDArray[np.uint16]:
         """Shared and own columns side by side, in 1/256 grey levels."""
         return np.concatenate((mixed, own * np.uint16(UNIT)), axis=1)
-
-    def finish(self) -> tuple[int, NDArray[np.uint8]]:
-        """The row's band, after its last window: its first row in the level, and its pixels (rows, columns, 3).
-
-        The next row's band is made in the same memory: large arrays made anew for every row leave the process's memory
-        in pieces.
-        """
-        self._left = None
-        return self._top, self._band

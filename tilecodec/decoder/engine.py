@@ -1,4 +1,4 @@
-"""The decoder of one level: windows decoded once, blended into rows, in bounded memory."""
+"""The decoder of one level: windows decoded once, blended into blocks of final pixels, in bounded memory."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tilecodec.entropy.model import CodecModel
 from tilecodec.errors import RegionError
 from tilecodec.limits import DEFAULT_LIMITS, Limits
 from tilecodec.tiles import TilePosition, Window
+from tilecodec.tiles.rolling import Block
 
 _Tiles = dict[TilePosition, Callable[[], DecodedTile]]
 """The tiles that a window is made of, each as a call that waits for it."""
@@ -71,17 +72,17 @@ class LevelDecoder:
             RegionError: empty, or outside the level.
             TileError: a tile that is lost or fails its checks, where there is no fill colour.
         """
-        out = np.empty((y1 - y0, x1 - x0, 3), np.uint8) if y1 > y0 and x1 > x0 else np.empty((0, 0, 3), np.uint8)
-        row = 0
-        for band in self.rows(y0, y1, x0, x1):
-            out[row : row + len(band)] = band
-            row += len(band)
+        out = np.empty((max(y1 - y0, 0), max(x1 - x0, 0), 3), np.uint8)
+        for block in self.blocks(y0, y1, x0, x1):
+            rows, cols = block.pixels.shape[:2]
+            out[block.y - y0 : block.y - y0 + rows, block.x - x0 : block.x - x0 + cols] = block.pixels
         return out
 
-    def rows(self, y0: int, y1: int, x0: int, x1: int) -> Iterator[NDArray[np.uint8]]:
-        """The region as consecutive bands of full rows, each uint8 (h, x1 - x0, 3), as soon as they are ready.
+    def blocks(self, y0: int, y1: int, x0: int, x1: int) -> Iterator[Block]:
+        """The region as blocks of final pixels, as soon as they are ready: from left to right, rows of them from the
+        top. They cover it once; those of a row have the same rows, ``block_rows`` at most.
 
-        A band is overwritten when the next one is asked for.
+        Raises: as :meth:`read`.
         """
         if not (0 <= y0 < y1 <= self.height and 0 <= x0 < x1 <= self.width):
             raise RegionError(
@@ -91,20 +92,24 @@ class LevelDecoder:
             )
         grid, overlap = self.layout.grid, self.layout.codec.overlap
         region = Window(y0, y1, x0, x1)
-        tile_rows = grid.row_range(y0, y1, overlap)
-        tile_cols = grid.col_range(x0, x1, overlap)
+        tile_rows, tile_cols = grid.row_range(y0, y1, overlap), grid.col_range(x0, x1, overlap)
         windows = self._windows_of(TilePosition(row, col) for row in tile_rows for col in tile_cols)
         blender = RowBlender(grid, overlap, region)
-        for row in tile_rows:
-            blender.begin(row)
-            for _ in tile_cols:
-                position, pixels = next(windows)
+        try:
+            for position, pixels in windows:
                 # from the top down, nothing else needs the tile above and to the left
                 self.fetcher.demote(TilePosition(position.row - 1, position.col - 1))
-                blender.add(position, self._beside(position, region) if pixels is None else pixels)
-            top, band = blender.finish()
-            if len(band):
-                yield self._finish_band(top, band, x0)
+                block = blender.add(position, self._beside(position, region) if pixels is None else pixels)
+                if block.pixels.size:
+                    self._colour(block)
+                    yield block
+        finally:
+            blender.close()
+
+    @property
+    def block_rows(self) -> int:
+        """The most rows of a block."""
+        return self.layout.grid.tile + self.layout.codec.overlap
 
     def _windows_of(self, positions: Iterable[TilePosition]) -> Iterator[tuple[TilePosition, NDArray[np.uint8] | None]]:
         """Decoded windows in order, None for lost tiles. The next ones' networks run ahead of the reader, and the
@@ -175,17 +180,14 @@ class LevelDecoder:
                 pixels[y0 - place.y0 : y1 - place.y0, x0 - place.x0 : x1 - place.x0] = part
         return pixels
 
-    def _finish_band(self, y: int, band: NDArray[np.uint8], x0: int) -> NDArray[np.uint8]:
+    def _colour(self, block: Block) -> None:
         """Gives empty and lost tiles their exact colour over their own pixels."""
-        grid = self.layout.grid
-        y1, x1 = y + len(band), x0 + band.shape[1]
-        for row in grid.row_range(y, y1, 0):
-            for col in grid.col_range(x0, x1, 0):
+        grid, (rows, cols) = self.layout.grid, block.pixels.shape[:2]
+        for row in grid.row_range(block.y, block.y + rows, 0):
+            for col in grid.col_range(block.x, block.x + cols, 0):
                 position = TilePosition(row, col)
                 colour = self.fetcher.exact_colour(position)
                 if colour is not None:
                     core = grid.core(position)
-                    band[max(core.y0 - y, 0) : core.y1 - y, max(core.x0 - x0, 0) : core.x1 - x0] = np.array(
-                        colour, np.uint8
-                    )
-        return band
+                    across = slice(max(core.x0 - block.x, 0), core.x1 - block.x)
+                    block.pixels[max(core.y0 - block.y, 0) : core.y1 - block.y, across] = np.array(colour, np.uint8)

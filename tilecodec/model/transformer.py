@@ -199,7 +199,8 @@ class TransformerBlock(nn.Module):
         x = torch.addcmul(x, gate1, self.attn1(_modulated(x, scale1, shift1)))
         x = x + self.attn2(x, caption)
         picture = _modulated(x, scale2, shift2).unflatten(1, (rows, cols)).permute(0, 3, 1, 2)
-        return torch.addcmul(x, gate2, self.ff(picture).flatten(2).transpose(1, 2)).unflatten(1, (rows, cols))
+        x = torch.addcmul(x, gate2, self.ff(picture).flatten(2).transpose(1, 2))
+        return x.view(batch, rows, cols, -1)
 
 
 def _modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -12,9 +11,9 @@ import imagecodecs
 import numpy as np
 
 from tilecodec.errors import UsageError
-from tilecodec.sink.rows import Pixels
+from tilecodec.sink.rows import Arriving
 
-BAND: Final = 1024
+BAND: Final = 256
 MAX_PIXELS: Final = 1 << 28
 _HEADER_BYTES: Final = 8 + 25
 """Signature and IHDR chunk; further chunks may follow."""
@@ -33,31 +32,25 @@ def check_png(height: int, width: int) -> None:
 
 def write_png(
     path: Path,
-    bands: Iterator[Pixels],
+    picture: Arriving,
     *,
-    height: int,
-    width: int,
     icc_profile: bytes | None = None,
     pixel_size_um: tuple[float, float] | None = None,
 ) -> None:
-    """Write bands (h_i, width, 3) uint8 as one RGB picture, height * width up to :data:`MAX_PIXELS`.
+    """Write an RGB picture of at most :data:`MAX_PIXELS` pixels.
 
     Args:
         path: the file.
-        bands: in order from the top.
-        height: rows.
-        width: columns.
+        picture: its pixels.
         icc_profile: stored in an iCCP chunk.
         pixel_size_um: (y, x) in micrometres, stored in a pHYs chunk.
 
     Source: PNG specification, third edition, chunks iCCP and pHYs.
     """
-    check_png(height, width)
-    pixels = np.empty((height, width, 3), np.uint8)
-    y = 0
-    for band in bands:
-        pixels[y : y + len(band)] = band
-        y += len(band)
+    check_png(picture.height, picture.width)
+    pixels = np.empty((picture.height, picture.width, 3), np.uint8)
+    for y, end in picture.bands(BAND):
+        pixels[y:end] = picture.read(y, end, 0, picture.width)
     data = memoryview(imagecodecs.png_encode(pixels, level=6))
     with open(path, "wb") as file:
         file.write(data[:_HEADER_BYTES])

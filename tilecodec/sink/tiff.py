@@ -1,4 +1,4 @@
-"""Write a .tif file: tiled, deflate with predictor, BigTIFF when large, band by band."""
+"""Write a .tif file: tiled, deflate with predictor, BigTIFF when large, tile by tile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import tifffile
 
-from tilecodec.sink.rows import Pixels
+from tilecodec.sink.rows import Arriving, Pixels
 
 TILE: Final = 256
 """Tile side; a band is one row of tiles."""
@@ -25,31 +25,28 @@ Tag = tuple[int, int, int, object, bool]
 
 def write_tiff(
     path: Path,
-    bands: Iterator[Pixels],
+    picture: Arriving,
     *,
-    height: int,
-    width: int,
     icc_profile: bytes | None = None,
     pixel_size_um: tuple[float, float] | None = None,
     tags: tuple[Tag, ...] = (),
 ) -> None:
-    """Write bands (TILE, width, 3) uint8, the last one lower, as one RGB picture.
+    """Write an RGB picture.
 
     Args:
         path: the file.
-        bands: in order from the top.
-        height: rows.
-        width: columns.
+        picture: its pixels, in bands of :data:`BAND` rows.
         icc_profile: stored as it is.
         pixel_size_um: (y, x) in micrometres, stored as resolution per centimetre.
         tags: further tags, such as those of GeoTIFF.
     """
+    height, width = picture.height, picture.width
     resolution = None
     if pixel_size_um is not None:
         resolution = (1e4 / pixel_size_um[1], 1e4 / pixel_size_um[0])
     with tifffile.TiffWriter(path, bigtiff=height * width * 3 > BIG_BYTES) as writer:
         writer.write(
-            _tiles(bands, width),
+            _tiles(picture),
             shape=(height, width, 3),
             dtype=np.uint8,
             photometric="rgb",
@@ -67,10 +64,10 @@ def write_tiff(
         )
 
 
-def _tiles(bands: Iterator[Pixels], width: int) -> Iterator[Pixels]:
+def _tiles(picture: Arriving) -> Iterator[Pixels]:
     """Yield (TILE, TILE, 3) row by row; tiles at the right and lower border repeat the picture's edge."""
-    for band in bands:
-        for x in range(0, width, TILE):
-            tile = band[:, x : x + TILE]
+    for y, end in picture.bands(BAND):
+        for x in range(0, picture.width, TILE):
+            tile = picture.read(y, end, x, min(x + TILE, picture.width))
             rows, columns = TILE - tile.shape[0], TILE - tile.shape[1]
-            yield np.pad(tile, ((0, rows), (0, columns), (0, 0)), mode="edge") if rows or columns else tile.copy()
+            yield np.pad(tile, ((0, rows), (0, columns), (0, 0)), mode="edge") if rows or columns else tile

@@ -1,32 +1,28 @@
-"""Write a plain Zarr v3 array (c, y, x), band by band, readable without tilecodec."""
+"""Write a plain Zarr v3 array (c, y, x), chunk by chunk, readable without tilecodec."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import zarr
 from zarr.codecs import BytesCodec, ZstdCodec
 
-from tilecodec.sink.rows import Pixels
+from tilecodec.sink.rows import Arriving
 
 BAND: Final = 1024
 """Chunk side; a band is one row of chunks, so every chunk is written once."""
 
 
-def write_zarr(
-    path: Path, bands: Iterator[Pixels], *, height: int, width: int, attributes: dict[str, Any] | None = None
-) -> None:
-    """Write bands (BAND, width, 3) uint8, the last one lower, as one array (3, height, width) of codecs bytes and zstd.
+def write_zarr(path: Path, picture: Arriving, *, attributes: dict[str, Any] | None = None) -> None:
+    """Write a picture as one array (3, height, width) of codecs bytes and zstd.
 
     Args:
         path: the folder.
-        bands: in order from the top.
-        height: rows.
-        width: columns.
+        picture: its pixels.
         attributes: JSON values stored with the array.
     """
+    height, width = picture.height, picture.width
     array = zarr.create_array(
         store=str(path),
         shape=(3, height, width),
@@ -39,7 +35,7 @@ def write_zarr(
         dimension_names=("c", "y", "x"),
         attributes=attributes,
     )
-    y = 0
-    for band in bands:
-        array[:, y : y + len(band), :] = band.transpose(2, 0, 1)
-        y += len(band)
+    for y, end in picture.bands(BAND):
+        for x in range(0, width, BAND):
+            right = min(x + BAND, width)
+            array[:, y:end, x:right] = picture.read(y, end, x, right).transpose(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Tile geometry: pure integers, no pixels, no I/O."""
+"""Tile geometry, and rows of pixels that wait for their neighbours."""
 
 from tilecodec.tiles.grid import TileGrid, TilePosition, Window
 
