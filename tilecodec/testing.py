@@ -19,11 +19,13 @@ from torch import Tensor
 
 from tilecodec.entropy.floats import float_entropy, float_network, official_scale_table
 from tilecodec.entropy.model import CodecModel
+from tilecodec.entropy.tables import CDFTable
 from tilecodec.errors import ModelError, SourceError
 from tilecodec.model.config import DiTICConfig, official_config
 from tilecodec.model.ditic import DiTIC
 from tilecodec.model.latent_codec import STEPS, LatentCodec
 from tilecodec.model.weights import find_model
+from tilecodec.models.release import release_bytes, release_gaussian_table
 
 
 def reduced_config() -> DiTICConfig:
@@ -135,7 +137,7 @@ def trace(
     scale_table: NDArray[np.float32] | None = None,
     rate: float = 0.0,
 ) -> dict[str, NDArray[Any]]:
-    """Encodes and decodes one picture and returns every tensor on the way. Nothing is entropy coded.
+    """Encodes and decodes one picture and returns every tensor on the way.
 
     The entropy model is evaluated in floating point: with the weights its integer program was made from, where the
     model file keeps them (a converted checkpoint's does), else with those that its integers stand for.
@@ -155,7 +157,9 @@ def trace(
         hyper_params``, for k = 0...3 ``means_k scales_k symbols_k indexes_k`` (B, Cy/4, h, w: at each position the
         channel group whose turn it is), ``y_hat mean log_scale res prompt caption timestep sigma0 velocity x0 recon
         z_median scale_table``. float32; int32 for symbols and CDF rows. ``recon`` (1, 3, H, W) is in [-1, 1]. A model
-        without an auxiliary encoder or a transformer leaves their entries out.
+        without an auxiliary encoder or a transformer leaves their entries out. A loaded model, which has tables, gives
+        ``z_cdf z_cdf_length z_offset`` too, int32, and ``n_bytes``, (2,) int64: what the authors' coder would write for
+        the code and for the hyper-latent.
 
     Raises:
         SourceError: ``image_u8`` is not (3, H, W) uint8.
@@ -176,7 +180,25 @@ def trace(
     rate_B = torch.full((1,), rate, device=device)
     with torch.inference_mode(), torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
         seen = _run(parts.network, parts.entropy, image_u8, median_C, table_n, rate_B)
-    return {"image_u8": image_u8, **{name: tensor.cpu().numpy() for name, tensor in seen.items()}}
+    arrays = {"image_u8": image_u8, **{name: tensor.cpu().numpy() for name, tensor in seen.items()}}
+    return arrays if parts.z_table is None else arrays | _coded(parts.z_table, arrays)
+
+
+def _coded(z_table: CDFTable, seen: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The hyper-latent's tables, and the sizes of what was seen."""
+    z = np.rint(seen["z_hat"][0] - seen["z_median"][:, None, None]).astype(np.int64)
+    z_rows = np.broadcast_to(np.arange(len(z))[:, None, None], z.shape)
+    y, y_rows = (np.concatenate([seen[f"{name}_{k}"].ravel() for k in range(STEPS)]) for name in ("symbols", "indexes"))
+    sizes = (
+        release_bytes(release_gaussian_table(seen["scale_table"]), y_rows, y),
+        release_bytes(z_table, z_rows.ravel(), z.ravel()),
+    )
+    return {
+        "z_cdf": z_table.cdf,
+        "z_cdf_length": z_table.length,
+        "z_offset": z_table.offset,
+        "n_bytes": np.array(sizes, np.int64),
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
@@ -188,6 +210,7 @@ class _Parts:
     """Its entropy parts are used, on the network's device."""
     z_median: NDArray[np.float32]
     scales: NDArray[np.float32]
+    z_table: CDFTable | None = None
 
 
 def _parts(model: DiTIC | CodecModel) -> _Parts:
@@ -201,7 +224,7 @@ def _parts(model: DiTIC | CodecModel) -> _Parts:
     if model.config.vae.kind == "light" and model.dtype == torch.float32:
         network = float_network(file).to(model.device)  # a loaded one takes and gives grey levels
     scales = official_scale_table() if floats.scales is None else floats.scales
-    return _Parts(network, _moved(floats.codec, model.device), floats.z_median, scales)
+    return _Parts(network, _moved(floats.codec, model.device), floats.z_median, scales, model.tables.z)
 
 
 def _moved(codec: LatentCodec, device: torch.device) -> LatentCodec:

@@ -54,7 +54,8 @@ def add_commands(parser: argparse.ArgumentParser, parents: list[argparse.Argumen
         parser: of ``models``.
         parents: parsers with the options of every subcommand: ``--json`` and ``--quiet``.
     """
-    commands = parser.add_subparsers(metavar="SUBCOMMAND", required=True, parser_class=_Parser)
+    kind: type[argparse.ArgumentParser] = _Parser
+    commands = parser.add_subparsers(metavar="SUBCOMMAND", required=True, parser_class=kind)
 
     def command(name: str, run: Run, about: str) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = commands.add_parser(
