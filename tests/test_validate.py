@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import faulty
 import numpy as np
@@ -126,6 +127,50 @@ def test_absent_chunks_are_not_asked_for_one_by_one(copy: Path, monkeypatch: pyt
     found = tilecodec.info(copy)
     assert (found.levels[0].chunks, found.levels[0].chunks_present) == (2 * rows, 2)
     assert len(asked) < 100
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_the_absent_chunks_of_a_long_row_are_passed_over(complete: bool, copy: Path) -> None:
+    """A picture that is a row of 4 million chunks, of which it has two."""
+    shutil.rmtree(copy / "1")
+    faulty.edit(copy / "0/zarr.json", lambda v: v.update(shape=[3, 256, 2**30 - 1]))
+
+    def change(document: dict[str, Any]) -> None:
+        document["attributes"]["ome"]["multiscales"][0]["datasets"].pop()
+        document["attributes"]["tilecodec"]["complete"] = complete
+
+    faulty.edit(copy / "zarr.json", change)
+    seen = []
+    report = tilecodec.validate(copy, progress=seen.append)
+    absent = 2**22 - 2
+    # the second chunk was made as the last of its row; that a container is incomplete is a problem too
+    assert (report.chunks, report.problem_count) == (1, absent + 1 if complete else 2)
+    assert len(report.problems) == (validation.LISTED if complete else 2)
+    assert len(seen) < 2 * validation.LISTED
+    assert seen[-1].pixels_done == seen[-1].pixels_total == 256 * (2**30 - 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs symbolic links")
+def test_a_folder_that_cannot_be_listed_is_a_problem_among_others(copy: Path) -> None:
+    for folder in (copy / "0/c/0/0", copy / "1/c/0"):
+        shutil.rmtree(folder)
+        folder.symlink_to(folder.name)  # to itself
+    (copy / "0/c/0/1/0").unlink()
+    report = tilecodec.validate(copy)
+    assert [(p.reason, p.where.partition(copy.name)[2]) for p in report.problems] == [
+        ("storage", "/0/c/0/0"),
+        ("chunk-absent", ""),
+        ("storage", "/1/c/0"),
+    ]
+    assert (report.levels, report.chunks, report.tiles) == (2, 1, 1)
+
+
+def test_a_report_calls_complete_what_says_so(copy: Path) -> None:
+    assert tilecodec.validate(copy).complete
+    for value in (1, None, "true"):
+        faulty.edit(copy / "zarr.json", lambda v, value=value: v["attributes"]["tilecodec"].update(complete=value))
+        report = tilecodec.validate(copy)
+        assert (report.complete, [p.reason for p in report.problems]) == (False, ["group-fields"])
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

@@ -6,6 +6,7 @@ raises the first fault it meets, this lists them.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tilecodec.api import PathLike, Progress, ProgressCall
 from tilecodec.container.chunk import TileState
 from tilecodec.container.document import load_document
-from tilecodec.container.metadata import LevelLayout, make_layout
+from tilecodec.container.metadata import LevelLayout, is_complete, make_layout
 from tilecodec.container.presence import Presence
 from tilecodec.container.rules import array_faults, group_faults, level_paths, pyramid_faults
 from tilecodec.container.store import open_store
@@ -114,7 +115,7 @@ class _Validation:
         self._path, self._deep, self._limits, self._model_name, self._progress = path, deep, limits, model, progress
         self._store = open_store(path, read_only=True)
         self._begun = time.monotonic()
-        self._complete = False
+        self._complete = self._stated = False
         self._problems: list[Problem] = []
         self._problem_count = self._chunks = self._tiles = self._decoded = self._bytes = 0
         self._pixels_done = self._pixels_total = 0
@@ -129,7 +130,7 @@ class _Validation:
         return ValidationReport(
             path=self._path,
             deep=self._deep,
-            complete=self._complete,
+            complete=self._stated,
             levels=len(layouts),
             chunks=self._chunks,
             tiles=self._tiles,
@@ -156,6 +157,7 @@ class _Validation:
         for fault in faults:
             self._add(fault)
         self._complete = not any(isinstance(fault, IncompleteContainerError) for fault in faults)
+        self._stated = is_complete(group)
         arrays = []
         for path in level_paths(group, self._limits):
             array = self._array(path)
@@ -179,21 +181,55 @@ class _Validation:
         return None if faults else array
 
     def _level(self, layout: LevelLayout) -> None:
-        reader = TileReader(self._store.under(layout.path), layout, self._limits)
+        store = self._store.under(layout.path)
+        reader = TileReader(store, layout, self._limits)
         model = self._model(layout) if self._deep else None
-        presence = Presence(self._store.under(layout.path), layout)
-        for row in range(layout.chunk_rows):
-            columns = presence.columns(row)
-            ask_all = self._complete and self._problem_count < LISTED
-            for col in range(layout.chunk_cols) if columns or ask_all else ():
-                if col in columns or (self._complete and self._problem_count < LISTED):
-                    self._chunk(reader, model, (row, col))
-                elif self._complete:
-                    self._problem_count += 1
-                self._tell(layout, row, col)
-            if self._complete and not (columns or ask_all):
-                self._problem_count += layout.chunk_cols
+        try:
+            presence = Presence(store, layout)
+        except StorageError as error:
+            self._add(error)
+            return
+        done = 0
+        for row in itertools.chain(presence.rows(), [layout.chunk_rows]):
+            while done < row and self._ask_absent():
+                self._row(reader, model, presence, done)
+                done += 1
+            self._pass(layout, (done, row), (0, layout.chunk_cols))
+            if row < layout.chunk_rows:
+                self._row(reader, model, presence, row)
+            done = row + 1
         self._drain(0)
+
+    def _row(self, reader: TileReader, model: CodecModel | None, presence: Presence, row: int) -> None:
+        """A row of chunks: those that may be stored, and of the others as many as are listed one by one."""
+        layout = reader.layout
+        try:
+            columns = presence.columns_in_order(row)
+        except StorageError as error:
+            self._add(error)
+            return
+        done = 0
+        for col in itertools.chain(columns, [layout.chunk_cols]):
+            while done < col and self._ask_absent():
+                self._chunk(reader, model, (row, done))
+                self._tell(layout, (row, row + 1), (done, done + 1))
+                done += 1
+            self._pass(layout, (row, row + 1), (done, col))
+            if col < layout.chunk_cols:
+                self._chunk(reader, model, (row, col))
+                self._tell(layout, (row, row + 1), (col, col + 1))
+            done = col + 1
+
+    def _ask_absent(self) -> bool:
+        """Whether chunks that are not in their folders' lists are asked for, each to be a problem of its own."""
+        return self._complete and self._problem_count < LISTED
+
+    def _pass(self, layout: LevelLayout, rows: tuple[int, int], cols: tuple[int, int]) -> None:
+        """Counts absent chunks without asking for them."""
+        count = (rows[1] - rows[0]) * (cols[1] - cols[0])
+        if count > 0:
+            self._problem_count += count if self._complete else 0
+            self._tell(layout, rows, cols)
 
     def _model(self, layout: LevelLayout) -> CodecModel | None:
         """The level's model; None, and a problem, where there is none that fits."""
@@ -259,8 +295,12 @@ class _Validation:
             else:
                 self._decoded += 1
 
-    def _tell(self, layout: LevelLayout, row: int, col: int) -> None:
+    def _tell(self, layout: LevelLayout, rows: tuple[int, int], cols: tuple[int, int]) -> None:
+        """Counts chunks as done, by their rows and columns, first and last plus one."""
         side, grid = layout.chunk_side, layout.grid
-        self._pixels_done += min(side, grid.height - row * side) * min(side, grid.width - col * side)
+        height, width = (
+            min(last * side, most) - first * side for (first, last), most in ((rows, grid.height), (cols, grid.width))
+        )
+        self._pixels_done += height * width
         if self._progress is not None:
             self._progress(Progress(self._pixels_done, self._pixels_total, 0, time.monotonic() - self._begun))

@@ -248,8 +248,10 @@ def refuse_incomplete(store: ByteStore, where: str) -> None:
 
 
 def is_complete(group: dict[str, Any]) -> bool:
-    """Whether a group's document says that everything of the container has been written."""
-    return group["attributes"]["tilecodec"]["complete"] is True
+    """Whether a group's document, which may have faults, says that everything of the container has been written."""
+    attributes = group.get("attributes")
+    own = attributes.get("tilecodec") if isinstance(attributes, dict) else None
+    return isinstance(own, dict) and own.get("complete") is True
 
 
 def _georeference(attributes: dict[str, Any]) -> Georeference | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
@@ -21,6 +21,14 @@ class Presence:
         names = store.names("c/0")
         self._rows: Collection[int] = range(layout.chunk_rows) if names is None else _numbers(names)
 
+    def rows(self) -> Sequence[int]:
+        """Rows of chunks that may be stored, ascending; see :meth:`columns`."""
+        return _within(self._rows, self._layout.chunk_rows)
+
+    def columns_in_order(self, row: int) -> Sequence[int]:
+        """What :meth:`columns` returns, ascending, without what lies outside of the level."""
+        return _within(self.columns(row), self._layout.chunk_cols)
+
     def columns(self, row: int) -> Collection[int]:
         """Columns of a row of chunks that may be stored: those that are, or all where the store cannot list."""
         if row not in self._rows:
@@ -32,3 +40,7 @@ class Presence:
 def _numbers(names: frozenset[str]) -> frozenset[int]:
     """The names that are whole numbers as keys write them."""
     return frozenset(int(name) for name in names if name.isdecimal() and len(name) < 12 and str(int(name)) == name)
+
+
+def _within(numbers: Collection[int], count: int) -> Sequence[int]:
+    return numbers if isinstance(numbers, range) else sorted(n for n in numbers if n < count)
