@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import tiny
 import zarr
-from test_spec_sync import tables
+from test_spec_sync import tables, validator
 
 import tilecodec
 from tilecodec import Limits, api
 from tilecodec.container.metadata import ContainerMetadata
+from tilecodec.container.rules import array_faults, group_faults
 from tilecodec.container.store import ByteStore
 from tilecodec.errors import (
     IncompleteContainerError,
@@ -273,9 +274,14 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return ([at] if at else []) + [p for key, item in items for p in places(item, (*at, key))]
 
 
+def copy_of(value: Any) -> Any:
+    """A JSON value of its own."""
+    return json.loads(json.dumps(value))
+
+
 def mutate(document: Any, rng: random.Random) -> Any:
     """The document with one to three changes."""
-    value = json.loads(json.dumps(document))
+    value = copy_of(document)
     for _ in range(rng.randint(1, 3)):
         *way, key = rng.choice(places(value))
         holder = value
@@ -289,10 +295,48 @@ def mutate(document: Any, rng: random.Random) -> Any:
             case 2 if isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
                 holder[key] += rng.choice([-1, 1, 0.5, 2**32])
             case 3 if isinstance(holder, dict):
-                holder[rng.choice(["x", "", "\ud7ff"])] = rng.choice(VALUES)
+                holder[rng.choice(["x", "", "\ud7ff"])] = copy_of(rng.choice(VALUES))
             case _:
-                holder[key] = rng.choice(VALUES)
+                holder[key] = copy_of(rng.choice(VALUES))
     return value
+
+
+BEYOND_SCHEMAS = {
+    "incomplete",
+    "group-path",
+    "array-geometry",  # square chunks, of whole tiles
+    "codec-values",  # multiples of one another
+    "limit-levels",
+    "limit-tiles",
+    "limit-side",
+}
+"""Reasons of faults that a schema cannot tell."""
+
+
+@pytest.mark.parametrize(("kind", "name"), [("group", "zarr.json"), ("array", "0/zarr.json")])
+def test_schema_and_code_refuse_the_same_documents(kind: str, name: str, finished: Path) -> None:
+    document, rng = json.loads((finished / name).read_text()), random.Random(kind)
+    faults_of, schema = {"group": group_faults, "array": array_faults}[kind], validator("container.schema.json")
+    differing = 0
+    for n in range(1500):
+        changed = mutate(document, rng)
+        if changed.get("zarr_format") != 3:  # told before the rules of either kind
+            continue
+        reasons = {fault.reason for fault in faults_of(changed, "here", Limits())}
+        if schema.is_valid(changed):
+            assert reasons <= BEYOND_SCHEMAS, (n, changed)
+            differing += bool(reasons)
+        else:
+            assert reasons, (n, changed)
+    assert differing < 150
+
+
+@pytest.mark.parametrize("size", [10**30, 1e30, 5e-324, int(sys.float_info.max)])
+def test_pixel_sizes_are_any_numbers_of_binary64(size: float, copy: Path) -> None:
+    faulty.edit(
+        copy / "zarr.json", lambda v: faulty.scale(v["attributes"]["ome"]["multiscales"][0], [1, size, float(size)])
+    )
+    assert tilecodec.open(copy).metadata.pixel_size_um is None  # the axes name no unit
 
 
 @pytest.mark.parametrize("name", ["zarr.json", "0/zarr.json", "1/zarr.json"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, Final
@@ -23,6 +24,8 @@ AXES: Final = ("c", "y", "x")
 MAX_SIDE: Final = (1 << 31) - 1
 MAX_CHUNK_TILES: Final = 16
 MAX_TILE: Final = 4096
+
+_LARGEST: Final = int(sys.float_info.max)
 
 _MODEL: Final = re.compile("sha256:[0-9a-f]{64}")
 _ARRAY_MEMBERS: Final = {
@@ -44,8 +47,8 @@ def is_integer(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """A finite number that is no boolean; whole ones below 2^63."""
-    return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
+    """A number within binary64 that is no boolean."""
+    return type(value) is float or (type(value) is int and abs(value) <= _LARGEST)
 
 
 def _numbers(value: Any, count: int) -> bool:
