@@ -368,6 +368,29 @@ def test_a_faulty_chunk_alone_is_refused_before_anything_large_is_made(
     assert caught.value.reason == reason
 
 
+@pytest.mark.parametrize(
+    "shape", [(3, 256, 100), (1, 256, 256), (3, 200, 200), (3, 0, 0), (3, 1 << 20, 1 << 20), (256, 256)], ids=str
+)
+def test_chunks_of_other_shapes_are_not_decoded_alone(finished: Path, shape: tuple[int, ...]) -> None:
+    configuration = tilecodec.open(finished).metadata.levels[0].codec
+    with pytest.raises(NotAContainerError) as caught:
+        decode_alone((finished / "0/c/0/0/0").read_bytes(), configuration, shape)
+    assert caught.value.reason == "array-geometry"
+
+
+@pytest.mark.parametrize(("encoding", "key"), [(("default", "."), "c.0.0.0"), (("v2", "/"), "0/0/0")], ids=str)
+def test_plain_zarr_reads_no_chunks_under_other_keys(copy: Path, encoding: tuple[str, str], key: str) -> None:
+    """Their neighbours, and whether their container is complete, would not be found."""
+    name, separator = encoding
+    chosen = {"name": name, "configuration": {"separator": separator}}
+    edit(copy / "0" / "zarr.json", lambda v: v.update(chunk_key_encoding=chosen))
+    (copy / "0" / key).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(copy / "0/c/0/0/0", copy / "0" / key)
+    with pytest.raises(NotAContainerError, match="other keys") as caught:
+        zarr.open_group(copy, mode="r")["0"][:, :10, :10]
+    assert caught.value.reason == "array-geometry"
+
+
 def test_arrays_are_not_written_through_zarr(copy: Path) -> None:
     with pytest.raises(UsageError, match=r"tilecodec\.encode"):
         zarr.open_group(copy, mode="r+")["0"][:, :256, :256] = 7

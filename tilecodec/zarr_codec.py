@@ -22,9 +22,10 @@ from zarr.storage import MemoryStore, StorePath
 from tilecodec.container.chunk import HEAD, MAGIC, TileState, parse_index
 from tilecodec.container.document import DOCUMENT
 from tilecodec.container.metadata import CODEC_NAME, CodecConfiguration, LevelLayout, read_layout, refuse_incomplete
+from tilecodec.container.rules import MAX_CHUNK_TILES
 from tilecodec.container.store import ByteStore
 from tilecodec.entropy.payload import HEADER
-from tilecodec.errors import CorruptTileError, LostTileError, UsageError
+from tilecodec.errors import CorruptTileError, LostTileError, NotAContainerError, UsageError
 from tilecodec.tiles import TileGrid
 
 if TYPE_CHECKING:
@@ -128,6 +129,14 @@ class DiTICCodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
         self, byte_getter: ByteGetter, selection: Any, chunk_spec: ArraySpec
     ) -> NDBuffer | None:
         chunk = _place(byte_getter)
+        if chunk is None and isinstance(byte_getter, StorePath):
+            raise NotAContainerError(
+                "the level array's chunks have other keys",
+                got=byte_getter.path,
+                expected="c/0/ROW/COLUMN",
+                where=CODEC_NAME,
+                reason="array-geometry",
+            )
         if chunk is None:
             data = await byte_getter.get(chunk_spec.prototype)
             if data is None:
@@ -198,8 +207,20 @@ def decode_alone(data: bytes, codec: CodecConfiguration, shape: tuple[int, ...])
 
     Returns:
         uint8, ``shape``.
+
+    Raises:
+        NotAContainerError: chunks of another shape than the format's.
+        TileError: see :mod:`tilecodec.errors`.
     """
-    side = shape[1]
+    side = shape[-1]
+    if shape != (3, side, side) or side % codec.tile or not 1 <= side // codec.tile <= MAX_CHUNK_TILES:
+        raise NotAContainerError(
+            "the array's chunks break the format's rules",
+            got=shape,
+            expected=f"(3, S, S), S 1 to {MAX_CHUNK_TILES} times {codec.tile}",
+            where=CODEC_NAME,
+            reason="array-geometry",
+        )
     if len(data) < HEAD.size or data[:4] != MAGIC or not data[5] or not data[6]:
         raise CorruptTileError("the bytes are no chunk", got=data[:8], where=CODEC_NAME, reason="index-magic")
     rows, cols, most = data[5], data[6], side // codec.tile
