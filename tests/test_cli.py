@@ -65,6 +65,27 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 # --- the commands
 
 
+def test_control_characters_of_a_container_do_not_reach_the_terminal(
+    container: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    path = shutil.copytree(container, tmp_path / "p.zarr")
+    document = json.loads((path / "zarr.json").read_text())
+    own = document["attributes"]["tilecodec"]
+    own["properties"] = {"a\x1b[8m": "first\r\nsecond\tthird\x9b31m"}
+    (path / "zarr.json").write_text(json.dumps(document))
+    code, out, _ = run("info", path)
+    assert code == 0
+    assert re.search(r"^a\\x1b\[8m +first\nsecond\tthird\\x9b31m$", out, flags=re.MULTILINE)
+    assert json.loads(run("info", path, "--json")[1])["properties"] == own["properties"]
+    own["version"] = "\x1b]0;2\x07"
+    (path / "zarr.json").write_text(json.dumps(document))
+    for command in ("info", "validate"):
+        code, out, err = run(command, path)
+        assert code == 1
+        assert r"\x1b]0;2\x07" in out + err
+        assert "\x1b" not in out + err
+
+
 def test_encode_decode_and_info(picture: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
     made, back = tmp_path / "a.zarr", tmp_path / "a.tif"
     options = ["--model", tiny.tiny_model(), "--quality", "30.5", "--tile", 128, "--levels", 2, "--device", "cpu"]

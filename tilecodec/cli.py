@@ -29,6 +29,8 @@ _BROKEN_PIPE: Final = 141
 _TERMINATED: Final = 143
 """What a shell reports for a program that SIGINT, SIGPIPE or SIGTERM ended."""
 _STORAGE: Final = 3
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters but tab and line feed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,12 +89,17 @@ def _tidy_when_terminated() -> Iterator[None]:
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"tilecodec: warning: {message}", file=sys.stderr)
+    print(f"tilecodec: warning: {_harmless(str(message))}", file=sys.stderr)
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"tilecodec: error: {message}", file=sys.stderr)
+    print(f"tilecodec: error: {_harmless(message)}", file=sys.stderr)
     return code
+
+
+def _harmless(text: str) -> str:
+    """Text that may come from a container, its control characters written out: a terminal would obey them."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\r\n", "\n"))
 
 
 # --- commands
@@ -453,6 +460,7 @@ def _show(arguments: argparse.Namespace, result: dict[str, Any], rows: Rows) -> 
 
 
 def _print_table(rows: Rows) -> None:
+    rows = [(_harmless(name), _harmless(value)) for name, value in rows]
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
