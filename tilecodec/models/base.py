@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -99,6 +100,8 @@ def _vae(data: Mapping[str, Any], official: VAEConfig, base: Path) -> VAEConfig:
     plain = max(stages - _ATTENTION_STAGES, 0)
     blocks = ["ResBlock"] * plain + ["EfficientViTBlock"] * _ATTENTION_STAGES
     multiscales: list[list[int]] = [[]] * plain + [[5]] * _ATTENTION_STAGES
+    kind = data.get("downsample_block_type")
+    downsampling = kind if isinstance(kind, str) and kind.lower() == "conv" else "Conv"  # written either way
     wanted: dict[str, tuple[object, object]] = {  # what the network is made for, and diffusers' default
         "in_channels": (3, 3),
         "attention_head_dim": (32, 32),
@@ -108,7 +111,7 @@ def _vae(data: Mapping[str, Any], official: VAEConfig, base: Path) -> VAEConfig:
         "encoder_qkv_multiscales": (multiscales, multiscales),
         "decoder_qkv_multiscales": (multiscales, multiscales),
         "upsample_block_type": ("interpolate", "pixel_shuffle"),
-        "downsample_block_type": ("Conv", "pixel_unshuffle"),
+        "downsample_block_type": (downsampling, "pixel_unshuffle"),
         "decoder_norm_types": ("rms_norm", "rms_norm"),
         "decoder_act_fns": ("silu", "silu"),
         "encoder_out_shortcut": (True, True),
@@ -116,6 +119,7 @@ def _vae(data: Mapping[str, Any], official: VAEConfig, base: Path) -> VAEConfig:
         "decoder_conv_act_fn": ("relu", "relu"),
     }
     _check(data, wanted, stages, base / "vae")
+    _check_widths(widths, data.get("latent_channels", official.latent_channels), base / "vae" / "config.json")
     return dataclasses.replace(
         official,
         latent_channels=data.get("latent_channels", official.latent_channels),
@@ -125,6 +129,18 @@ def _vae(data: Mapping[str, Any], official: VAEConfig, base: Path) -> VAEConfig:
         encoder_layers=tuple(data.get("encoder_layers_per_block", official.encoder_layers)),
         decoder_layers=tuple(data.get("decoder_layers_per_block", official.decoder_layers)),
     )
+
+
+def _check_widths(widths: tuple[int, ...], latent: int, where: Path) -> None:
+    """Attention works in heads of 32 channels; shortcuts repeat channels, or take means of as many."""
+    heads = all(width % 32 == 0 for width in widths[-_ATTENTION_STAGES:])
+    if not heads or widths[-1] % latent or any(4 * a % b or 4 * a < b for a, b in pairwise(widths)):
+        raise ModelConfigError(
+            "the autoencoder's widths do not fit each other",
+            got=f"{list(widths)}, then {latent}",
+            expected="multiples of 32 where it attends, each a divisor of four times the one before",
+            where=where,
+        )
 
 
 def _transformer(data: Mapping[str, Any], official: TransformerConfig, channels: int, base: Path) -> TransformerConfig:
@@ -160,7 +176,8 @@ def _check(data: Mapping[str, Any], wanted: Mapping[str, tuple[object, object]],
     for key, (needed, default) in wanted.items():
         value = data.get(key, default)
         same = value == needed or (isinstance(value, str) and [value] * stages == needed)
-        if not same and not (isinstance(needed, str) and isinstance(value, list) and set(value) == {needed}):
+        each = isinstance(needed, str) and isinstance(value, list) and value and all(v == needed for v in value)
+        if not (same or each):
             different[key] = (value, needed)
     if different:
         raise ModelConfigError(
