@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,11 @@ _STATE: Final = "state_dict_"
 _WRAPPERS: Final = ("state_dict", "ema", "model")
 _PREFIXES: Final = ("module.", "_orig_mod.", "base_model.model.", "base_model.")
 """What data-parallel training, the compiler and peft put before a name."""
+_DAMAGED: Final = (
+    *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError),
+    *(struct.error, zipfile.BadZipFile),
+)
+"""What torch raises over a pickle with wrong bytes in it."""
 _LORA: Final = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 
 
@@ -80,7 +86,7 @@ def open_checkpoint(path: Path, *, weights: Weights = "ema") -> Checkpoint:
         content = _chosen(content, weights, path)
     if any(key.startswith(_STATE) for key in content):
         return _raw(content, path)
-    tensors = {k: v.detach() for k, v in content.items() if isinstance(v, Tensor)}
+    tensors = {k: plain(v, k, path) for k, v in content.items() if isinstance(v, Tensor)}
     shared = _shared_prefix(tensors)
     tensors = {k.removeprefix(shared): v for k, v in tensors.items()}
     if not any(k.split(".")[0] in PARTS for k in tensors):
@@ -95,9 +101,13 @@ def open_checkpoint(path: Path, *, weights: Weights = "ema") -> Checkpoint:
 
 def _chosen(content: Mapping[str, Any], weights: Weights, path: Path) -> Mapping[str, Any]:
     """What is inside of a dict whose tensors lie one level deeper; else the dict itself."""
-    if any(isinstance(v, Tensor) for v in content.values()) or any(k.startswith(_STATE) for k in content):
-        return content
+    if not all(isinstance(k, str) for k in content):
+        raise CheckpointError("this is no checkpoint of a network", got="names that are no text", where=path)
     inside = {k: v for k in _WRAPPERS if isinstance(v := content.get(k), Mapping)}
+    names = [k for k, v in content.items() if isinstance(v, Tensor)]
+    ours = any(k.split(".")[0] in PARTS for k in names)  # a step counter beside the sets is none of them
+    if any(k.startswith(_STATE) for k in content) or (names and (ours or not inside)):
+        return content
     if not inside:
         raise CheckpointError(
             "there are no tensors in this checkpoint",
@@ -129,10 +139,10 @@ def _raw(content: Mapping[str, Any], path: Path) -> Checkpoint:
             left_out.append(key)
             continue
         for inner, tensor in part.items():
-            if not isinstance(tensor, Tensor):
+            if not isinstance(tensor, Tensor) or not isinstance(inner, str):
                 continue
-            tensor = tensor.detach()  # noqa: PLW2901  # saved parameters would keep a graph
             full = _full_name(inner, name)
+            tensor = plain(tensor, full, path)  # noqa: PLW2901
             lora = _LORA.fullmatch(full)
             if lora is None:
                 tensors[full.replace(".base_layer.", ".")] = tensor
@@ -141,6 +151,18 @@ def _raw(content: Mapping[str, Any], path: Path) -> Checkpoint:
             setattr(adapter, lora["side"].lower(), tensor)
     kept = {k: v for k, v in tensors.items() if not k.startswith(IGNORED)}
     return Checkpoint(path, "lora", kept, adapters, tuple(left_out))
+
+
+def plain(tensor: Tensor, name: str, path: Path) -> Tensor:
+    """A tensor without the graph that a saved parameter would keep.
+
+    Raises:
+        CheckpointError: it is none that can be copied: sparse, quantised, or without values.
+    """
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        got = f"{tensor.layout}, {tensor.dtype} on {tensor.device}"
+        raise CheckpointError("a tensor of the checkpoint is no plain one", got=f"{name}: {got}", where=path)
+    return tensor.detach()
 
 
 def _full_name(inner: str, part: str) -> str:
@@ -194,7 +216,7 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
     if head[8:9] == b"{":
         return _safetensors(path)
     if head.startswith(b"PK\x03\x04"):
-        if not zipfile.is_zipfile(path):
+        if not _is_zip(path):
             raise _unreadable("the file is cut short", f"{size:,} bytes, without the directory at its end", path)
         return _pickled(path, mapped=True)
     if head.startswith(b"\x80"):
@@ -203,6 +225,13 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
     raise CheckpointError(
         "this is no checkpoint", got=_quoted(head), expected="a PyTorch or safetensors file", where=path
     )
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # a directory that contradicts itself
+        return False
 
 
 def _safetensors(path: Path) -> Mapping[str, Tensor]:
@@ -228,7 +257,7 @@ def _pickled(path: Path, *, mapped: bool) -> Mapping[str, Any]:
             where=path,
             hint="Download it anew; if it is your own, save state dicts only",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except _DAMAGED as error:
         raise _unreadable("the checkpoint is damaged or cut short", repr(error), path) from error
     if not isinstance(content, Mapping) or not all(isinstance(k, str) for k in content):
         raise CheckpointError(

@@ -20,7 +20,7 @@ from tilecodec.model.ditic import DiTIC
 from tilecodec.model.tensor_file import LazyTensor
 from tilecodec.models import lora
 from tilecodec.models.bottleneck import LAYERS, PARAMETERS, STORED, computed_table, stored_table
-from tilecodec.models.checkpoint import PARTS, Adapter, Checkpoint, read_tensors
+from tilecodec.models.checkpoint import PARTS, Adapter, Checkpoint, plain, read_tensors
 
 BOTTLENECK: Final = "codec.entropy_bottleneck."
 GAUSSIAN: Final = "codec.gaussian_conditional."
@@ -206,7 +206,7 @@ def _read_elic(path: Path) -> dict[str, Tensor]:
             for prefix in _ELIC_PREFIXES:
                 short = short.removeprefix(prefix)
         if short.startswith("analysis_transform.") and isinstance(tensor, Tensor):
-            found[f"aux_codec.{short}"] = tensor.detach()
+            found[f"aux_codec.{short}"] = plain(tensor, str(name), path)
     if not found:
         raise CheckpointError(
             "this file holds no ELIC analysis transform",
