@@ -6,6 +6,7 @@ HTTPS_PROXY). Nothing here goes round it.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from tilecodec.errors import HubError, TargetExistsError, UsageError
+from tilecodec.errors import HubError, StorageError, TargetExistsError, UsageError
 from tilecodec.model.config import DiTICConfig, official_config
 from tilecodec.model.record import hash_file, read_record
 from tilecodec.model.weights import FILE, OFFICIAL, models_folder
@@ -23,12 +24,14 @@ from tilecodec.models.card import LICENCE
 from tilecodec.models.checkpoint import Weights, open_checkpoint
 from tilecodec.models.convert import StoredType, check_conversion_memory, check_name, convert_model
 from tilecodec.models.fit import BASE_REPO, no_auxiliary
-from tilecodec.models.room import GIB
+from tilecodec.models.room import GIB, check_disk
 
 REPO: Final = "JunqiShi/DiT-IC"
 """Where the authors publish their checkpoints."""
 SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 _POINT: Final = r"(?:^|[^a-z0-9])(?:q|quality|rate|point|rate[_\- ]?point)[_\- ]?{}(?![0-9])"
+_LOCAL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+"""Numbers of errors that are this machine's, not the network's."""
 
 Confirm = Callable[[str], bool]
 """Called with what is about to be downloaded, and under which terms; whether to go on."""
@@ -142,7 +145,8 @@ def pull_model(
         sha256 = hash_file(path)
         stated = listing.files[chosen].sha256
         if stated is not None and stated != sha256:
-            hint = "Remove it from the cache and pull again"
+            _discard(path)  # the client would take it again, whatever is asked for
+            hint = "It was removed from the cache: pull again"
             raise HubError("the download is damaged", got=sha256, expected=stated, where=path, hint=hint)
         source = {
             "checkpoint_sha256": sha256,
@@ -280,18 +284,23 @@ def _client(progress: bool) -> Iterator[None]:
 
 
 def _failures() -> tuple[type[BaseException], ...]:
-    """What the client raises. Its transport's errors are those that its own HTTP error derives from."""
+    """What the client raises. Its transport's errors are those that its own HTTP error derives from.
+
+    The last line are those of answers that are no hub's (a login page's), and of addresses that are none.
+    """
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     transport = HfHubHTTPError.__mro__[1]
-    return (OSError, EntryNotFoundError, transport, RuntimeError)
+    known = (OSError, EntryNotFoundError, transport, RuntimeError)
+    return (*known, ValueError, KeyError, TypeError, AttributeError, ImportError)
 
 
 def _listing(repository: str, revision: str | None, name: str, say: Callable[[str], None]) -> Listing:
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
+        from huggingface_hub import HfApi
+
         info = HfApi().model_info(repository, revision=revision, files_metadata=True)
     except HFValidationError as error:
         raise UsageError(
@@ -320,7 +329,7 @@ def _cached_listing(repository: str, revision: str | None) -> Listing | None:
 
     try:
         repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
-    except CacheNotFound:
+    except (CacheNotFound, ValueError):  # not there, or no folder
         return None
     commits = [c for r in repos if (r.repo_id, r.repo_type) == (repository, "model") for c in r.revisions]
     if revision is not None:
@@ -380,12 +389,34 @@ def _cached(listing: Listing, file: str) -> Path | None:
 
 
 def _download(listing: Listing, file: str, revision: str | None, name: str) -> Path:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
+    cache = Path(constants.HF_HUB_CACHE)
+    check_disk(cache, _remaining(listing, file, cache), f"download {file} into the hub's cache (HF_HOME moves it)")
     try:
         return Path(HfApi().hf_hub_download(listing.repository, file, revision=revision))
     except _failures() as error:
+        if isinstance(error, OSError) and error.errno in _LOCAL:
+            raise StorageError(
+                "the hub's cache cannot be written to", got=error, where=cache, hint="Set HF_HOME to another folder"
+            ) from error
         raise _unreachable(error, listing.repository, name, file) from error
+
+
+def _remaining(listing: Listing, file: str, cache: Path) -> int:
+    """Bytes of a file that are still to be fetched: the client keeps what it has of an interrupted download."""
+    from huggingface_hub.file_download import repo_folder_name
+
+    known = listing.files[file]
+    blobs = cache / repo_folder_name(repo_id=listing.repository, repo_type="model") / "blobs"
+    parts = [p.stat().st_size for p in blobs.glob(f"{known.sha256}*.incomplete")] if known.sha256 else []
+    return max((known.bytes or 0) - max(parts, default=0), 0)
+
+
+def _discard(path: Path) -> None:
+    """Takes a file out of the cache: its content, and the link that the client knows it by."""
+    path.resolve().unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def _hub() -> str:
