@@ -29,6 +29,8 @@ class FakeHub:
 
     cut: set[str] = field(default_factory=set)
     """Files whose first download ends half-way."""
+    instead: bytes | None = None
+    """The body of every answer, if there is one: of a network that answers for others."""
     ranges: list[str | None] = field(default_factory=list)
     """The header ``Range`` of every download."""
 
@@ -64,6 +66,9 @@ def serve(repositories: dict[str, dict[str, bytes]]) -> Iterator[FakeHub]:
             hub.asked.append(f"{self.command} {path}")
             listing = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
             file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+            if hub.instead is not None:
+                self.answer(200, hub.instead)
+                return
             found = listing or file
             files = hub.repositories.get(found[1]) if found else None
             if found is None or files is None:

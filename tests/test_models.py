@@ -332,6 +332,74 @@ def test_targets_that_exist(checkpoint: Path, pictures: Path, tmp_path: Path) ->
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
 
 
+def test_targets_that_come_to_be_meanwhile(
+    checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What someone puts there while a conversion runs stays."""
+    made = tmp_path / "m"
+    write = convert_module._write
+
+    def convert(**options: Any) -> None:
+        convert_model(checkpoint, made, config=small.SMALL, calibration=pictures, **options)
+
+    def disturbed(*arguments: Any) -> str:
+        made.mkdir(exist_ok=True)
+        (made / "notes.txt").write_text("mine")
+        return write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert_module, "_write", disturbed)
+        with pytest.raises(TargetExistsError, match="never replaced"):
+            convert()
+        (made / "notes.txt").unlink()
+    convert()
+    before = hash_file(made / FILE)
+    with monkeypatch.context() as patch:
+        patch.setattr(convert_module, "_write", disturbed)
+        with pytest.raises(TargetExistsError, match=r"notes\.txt"):
+            convert(overwrite=True)
+    assert (made / "notes.txt").read_text() == "mine"
+    (made / "notes.txt").unlink()
+
+    rename = Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if ".new-" in path.name:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing)
+        with pytest.raises(KeyboardInterrupt):
+            convert(overwrite=True)
+    assert hash_file(made / FILE) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
+
+
+def test_a_link_as_the_target_stays_a_link(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "m").symlink_to(tmp_path / "large" / "m")
+    for overwrite in (False, True):
+        report = convert_model(
+            checkpoint, tmp_path / "m", config=small.SMALL, calibration=pictures, overwrite=overwrite
+        )
+        assert report.name == "m"
+        assert (tmp_path / "m").is_symlink()
+        assert hash_file(tmp_path / "large" / "m" / FILE) == report.sha256
+        assert sorted(p.name for p in tmp_path.rglob(".*")) == []
+
+
+def test_places_that_cannot_be_written_to(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are refused before the work, not after it."""
+    monkeypatch.setattr(convert_module, "open_checkpoint", lambda *_, **__: pytest.fail("begun"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="is no folder"):
+        convert_model(checkpoint, tmp_path / "file" / "m", config=small.SMALL)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(StorageError, match="may not be written to"):
+        convert_model(checkpoint, tmp_path / "new" / "m", config=small.SMALL)
+
+
 # --- the entropy bottleneck
 
 
@@ -568,9 +636,12 @@ def _zip(path: Path) -> None:
         file.writestr("a.txt", "a")
 
 
-def _old_format(path: Path) -> None:
+def _old_format(path: Path, cut: int = 100) -> None:
+    """Without its last bytes; or, unless any are cut, with the key of its last list changed."""
     torch.save({"codec.a": torch.zeros(99)}, path, _use_new_zipfile_serialization=False)
-    path.write_bytes(path.read_bytes()[:-100])
+    whole = path.read_bytes()
+    at = len(whole) - 99 * 4 - 8 - 10  # before the count and the values: the end of a pickled list of keys
+    path.write_bytes(whole[:-cut] if cut else whole[:at] + b"0" + whole[at + 1 :])
 
 
 UNREADABLE: dict[str, tuple[Callable[[Path, bytes], object], str]] = {
@@ -597,6 +668,18 @@ UNREADABLE: dict[str, tuple[Callable[[Path, bytes], object], str]] = {
         lambda p, _: torch.save({f"layer{n}.0.conv1.weight": torch.zeros(2) for n in range(9)}, p),
         "another network.*layer0",
     ),
+    "a directory that contradicts itself": (
+        lambda p, whole: p.write_bytes(whole[:-26] + b"\x02" + whole[-25:]),  # disks
+        "cut short|damaged",
+    ),
+    "old format, cut in its last part": (lambda p, _: _old_format(p, 130), "damaged"),
+    "old format, another key": (lambda p, _: _old_format(p, 0), "damaged"),
+    "names that are no text": (lambda p, _: torch.save({"ema": {0: torch.zeros(2)}}, p), "no text"),
+    "numbers for names in a part": (
+        lambda p, _: torch.save({"ema": {"state_dict_vae": {1: torch.zeros(2)}}}, p),
+        "raw checkpoint.*--base",
+    ),
+    "without values": (lambda p, _: torch.save({"codec.a": torch.zeros(3, device="meta")}, p), "no plain one"),
     "only an optimizer": (lambda p, _: torch.save({"state_dict": {"step": 3}}, p), "no tensors"),
 }
 
@@ -687,6 +770,23 @@ def test_weights_that_are_no_numbers(tmp_path: Path, pictures: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pth"]
 
 
+def test_weights_that_are_too_large_for_integers(tmp_path: Path, pictures: Path) -> None:
+    state = small.merged()
+    name = next(k for k in state if k.startswith("codec.g_c."))
+    state[name] = torch.full_like(state[name], 1e30)
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(ModelError, match="too large for integers"):
+        convert_model(tmp_path / "a.pth", tmp_path / "m", config=small.SMALL, calibration=pictures)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pth"]
+
+
+def test_sets_beside_a_step_counter(tmp_path: Path) -> None:
+    torch.save({"ema": small.merged(), "model": {}, "step": torch.tensor(7)}, tmp_path / "a.pth")
+    assert open_checkpoint(tmp_path / "a.pth").tensors.keys() == {
+        k for k in small.merged() if not k.startswith("loss.")
+    }
+
+
 def test_too_little_memory_or_disk(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convert_module, "available_memory_bytes", lambda: 2 << 30)
     convert_module.check_conversion_memory(small.SMALL)
@@ -708,6 +808,9 @@ def test_too_little_memory_or_disk(checkpoint: Path, tmp_path: Path, monkeypatch
         ({"vae": {"downsample_block_type": "pixel_unshuffle"}}, "downsample_block_type"),
         ({"vae": {"decoder_block_out_channels": [64] * 6, "attention_head_dim": 8}}, "(?s)attention_head_dim.*"),
         ({"vae": {"latent_channels": "8"}}, "positive numbers"),
+        ({"vae": {"latent_channels": 7}}, "do not fit each other"),
+        ({"vae": dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), [30] * 6)}, "do not fit"),
+        ({"vae": {"decoder_act_fns": [["silu"]]}}, "decoder_act_fns"),
         ({"vae": {"encoder_layers_per_block": 3}}, "positive numbers"),
         ({"transformer": {"qk_norm": "rms_norm_across_heads", "guidance_embeds": True}}, "qk_norm"),
         ({"transformer": {"in_channels": 16}}, "in_channels"),
@@ -718,6 +821,12 @@ def test_bases_of_another_kind(change: dict[str, Any], words: str, tmp_path: Pat
     small.write_configs(tmp_path, **change)
     with pytest.raises(ModelConfigError, match=words):
         read_config(tmp_path)
+
+
+def test_a_plain_downsampling_is_written_either_way(tmp_path: Path) -> None:
+    for word in ("Conv", "conv"):
+        small.write_configs(tmp_path, vae={"downsample_block_type": word})
+        assert read_config(tmp_path).vae == small.SMALL.vae
 
 
 def test_bases_that_are_incomplete(tmp_path: Path) -> None:
@@ -973,6 +1082,14 @@ def test_removing_spares_what_is_not_ours(kept: Path, tmp_path: Path) -> None:
     assert list(models_folder().iterdir()) == []
 
 
+def test_a_removal_that_was_interrupted_is_finished(kept: Path) -> None:
+    rest = kept.with_name(f".{kept.name}.removed")
+    rest.mkdir()
+    (rest / FILE).write_text("half")
+    library.remove_model("dit-ic-q3")
+    assert list(models_folder().iterdir()) == []
+
+
 def test_a_converted_model_encodes_and_decodes(kept: Path, tmp_path: Path, run: Run) -> None:
     picture = next(drawn_windows(512))[:400, :500]
     tifffile.imwrite(tmp_path / "p.tif", picture)
@@ -1135,6 +1252,56 @@ def test_pulls_that_cannot_be(fake: fake_hub.FakeHub, pictures: Path) -> None:
     with pytest.raises(HubError, match="damaged"):
         pulled()
     assert not models_folder().exists()
+    fake.damaged.clear()
+    pulled()  # the damaged file is not in the cache any more
+    assert (models_folder() / "dit-ic-q3" / FILE).is_file()
+
+
+def test_a_cache_without_room(fake: fake_hub.FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's troubles are not the hub's."""
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(StorageError, match=r"cache cannot be written to.*HF_HOME") as caught:
+        pull_model("dit-ic-q3", config=small.SMALL, progress=False)
+    assert not isinstance(caught.value, HubError)
+    (tmp_path / "cache").unlink()
+    size = len(fake.repositories[hub.REPO]["ckpt/DiT-IC_q3.pth"])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=size - 1))
+    with pytest.raises(StorageError, match="room on the disk to download"):
+        pull_model("dit-ic-q3", config=small.SMALL, progress=False)
+    assert fake.downloads() == []
+    listed = Listing(hub.REPO, fake_hub.COMMIT, {"a": HubFile(100, "abc")}, cached=False)
+    blobs = tmp_path / "cache" / f"models--{hub.REPO.replace('/', '--')}" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "abc.incomplete").write_bytes(b"x" * 60)
+    assert hub._remaining(listed, "a", tmp_path / "cache") == 40
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>Please log in</html>", b"[]", b'{"a": 1}', b'{"id": "a/b", "siblings": [{}]}']
+)
+def test_answers_that_are_no_hub_s(fake: fake_hub.FakeHub, body: bytes) -> None:
+    fake.instead = body
+    with pytest.raises(HubError, match="convert FILE --alias dit-ic-q3"):
+        pull_model("dit-ic-q3", config=small.SMALL, progress=False)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"HTTPS_PROXY": "foo://bar"},
+        {"HTTPS_PROXY": "socks5://127.0.0.1:9"},
+        {"HF_ENDPOINT": "http://127.0.0.1:99999999"},
+        {"HF_ENDPOINT": "nowhere"},
+    ],
+)
+def test_addresses_that_are_none(variables: dict[str, str], tmp_path: Path) -> None:
+    common = {"HF_ENDPOINT": "https://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf"), "TILECODEC_HOME": str(tmp_path)}
+    proxies = {k for k in os.environ if k.lower().endswith("_proxy")}
+    env = {k: v for k, v in os.environ.items() if k not in proxies} | common | variables
+    command = [sys.executable, "-m", "tilecodec", "models", "pull", "dit-ic-q3", "--yes"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "the model hub cannot be reached" in done.stderr
 
 
 def test_an_interrupted_download_goes_on(

@@ -25,7 +25,7 @@ import tilecodec
 from tilecodec.entropy.program import Program
 from tilecodec.entropy.quantise import quantise
 from tilecodec.entropy.tables import CDFTable, gaussian_table
-from tilecodec.errors import ModelError, TargetExistsError, UsageError
+from tilecodec.errors import ModelError, StorageError, TargetExistsError, UsageError
 from tilecodec.memory import available_memory_bytes, peak_memory_bytes
 from tilecodec.model.config import DiTICConfig, official_config
 from tilecodec.model.ditic import DiTIC
@@ -132,6 +132,7 @@ def convert_model(
         raise UsageError("no such set of weights", got=weights, expected="ema or model", where="weights")
     folder, name = _place(None if target is None else Path(target), alias)
     _check_target(folder, overwrite)
+    _check_writable(folder)
     path = Path(checkpoint)
     if config is None:
         config = official_config() if base is None else read_config(Path(base))
@@ -149,7 +150,8 @@ def convert_model(
         "checkpoint": path.name,
         "checkpoint_sha256": (source or {}).get("checkpoint_sha256") or hash_file(path),
         "checkpoint_bytes": path.stat().st_size,
-        "kind": {"merged": "merged", "lora": f"raw LoRA ({weights}), merged onto {base}"}[opened.kind],
+        "kind": {"merged": "merged", "lora": f"raw LoRA ({weights}), merged onto its base"}[opened.kind],
+        "base": Path(base).resolve().name if opened.kind == "lora" and base is not None else None,
         "elic": None if elic is None else Path(elic).name,
         "dtype": dtype,
         "calibration": RECIPE if calibration is None else "the user's pictures",
@@ -164,7 +166,7 @@ def convert_model(
         write_record(staged / FILE, sha256, {"alias": name, **facts})
         text = card(name, {"model": f"sha256:{sha256}", **facts}, _sizes(fitted, dtype))
         (staged / CARD).write_text(text, encoding="utf-8")
-        _settle(staged, folder)
+        _settle(staged, folder, overwrite)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
@@ -191,7 +193,7 @@ def _place(target: Path | None, alias: str | None) -> tuple[Path, str]:
     folder = models_folder() / str(alias) if target is None else Path(target).absolute()
     name = alias or folder.name
     check_name(name)
-    return folder, name
+    return (folder.resolve() if folder.is_symlink() else folder), name  # a link stays, and leads to the model
 
 
 def check_name(name: str) -> None:
@@ -231,16 +233,32 @@ def foreign_files(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.name not in known)
 
 
-def _settle(staged: Path, folder: Path) -> None:
-    """Puts a finished model in its place; what was there goes."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists():
-        trash = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-        folder.rename(trash)
+def _settle(staged: Path, folder: Path, overwrite: bool) -> None:
+    """Puts a finished model in its place; what was there goes, unless someone has put it there meanwhile."""
+    _check_target(folder, overwrite)
+    if not folder.exists():
         staged.rename(folder)
-        shutil.rmtree(trash, ignore_errors=True)
-    else:
+        return
+    trash = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    folder.rename(trash)
+    try:
         staged.rename(folder)
+    except BaseException:
+        trash.rename(folder)
+        raise
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuses a place where no folder can be made, before minutes of work.
+
+    Raises:
+        StorageError: a part of the path is a file, or may not be written to.
+    """
+    there = next(p for p in folder.parents if p.exists() or p.is_symlink())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "may not be written to" if there.is_dir() else "is no folder"
+        raise StorageError("the model cannot be put there", got=f"{there} {what}", where=folder)
 
 
 def check_conversion_memory(config: DiTICConfig) -> None:
@@ -272,7 +290,11 @@ def _program(config: DiTICConfig, fitted: Fitted, pictures: Path | None) -> Prog
         state = {k.removeprefix(prefix): t.make() for k, t in fitted.tensors.items() if k.startswith(prefix)}
         module.load_state_dict(state, strict=True, assign=True)
     network.eval().requires_grad_(False)
-    return quantise(network.codec, fitted.z_median, fitted.scales, calibration_tiles(network, pictures))
+    program = quantise(network.codec, fitted.z_median, fitted.scales, calibration_tiles(network, pictures))
+    large = [name for name, layer in program.layers.items() if (layer.input_bits or 0) < 0]
+    if large:
+        raise ModelError("values of the entropy model are too large for integers", got=large[:4], where="calibration")
+    return program
 
 
 def _write(folder: Path, alias: str, config: DiTICConfig, fitted: Fitted, program: Program, dtype: StoredType) -> str:

@@ -138,6 +138,8 @@ def remove_model(name: str) -> Path:
             "the model's folder holds other files", got=others, expected=FILE, where=folder, hint="Move them away first"
         )
     trash = folder.with_name(f".{folder.name}.removed")
+    if trash.exists():  # of a removal that was interrupted
+        shutil.rmtree(trash)
     folder.rename(trash)
     shutil.rmtree(trash)
     return folder
