@@ -241,6 +241,7 @@ class Web(BaseHTTPRequestHandler):
     root: Path
     broken = "nothing"
     """What a path ends in that the server fails to serve."""
+    ranges = True
 
     def do_GET(self) -> None:
         file = self.root / self.path[1:]
@@ -250,6 +251,9 @@ class Web(BaseHTTPRequestHandler):
             self._answer(404)
         else:
             data = file.read_bytes()
+            if not self.ranges:
+                self._answer(200, data)
+                return
             first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
             part = data[int(first) : int(last) + 1 if last else None]
             self._answer(206 if part else 416, part)
@@ -277,6 +281,16 @@ def web(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_chunk_cut_short_is_found_over_http_too(web: str, copy: Path) -> None:
+    chunk = copy / faulty.CHUNK
+    chunk.write_bytes(chunk.read_bytes()[:40])
+    image = tilecodec.open(web, on_error="fill", fill=FILL)
+    np.testing.assert_array_equal(image[...], decode_reference(copy, fill=FILL).transpose(2, 0, 1))
+    assert [error.reason for error in image.errors] == ["chunk-length"] * 4
+
+
+def test_a_server_that_knows_no_ranges_is_read(web: str, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Web, "ranges", False)
+    np.testing.assert_array_equal(tilecodec.open(web)[...], tilecodec.open(copy)[...])
     chunk = copy / faulty.CHUNK
     chunk.write_bytes(chunk.read_bytes()[:40])
     image = tilecodec.open(web, on_error="fill", fill=FILL)
