@@ -27,7 +27,7 @@ from torch import Tensor
 import tilecodec
 from tilecodec import cli
 from tilecodec.entropy.floats import float_entropy
-from tilecodec.entropy.model import LatentWindow
+from tilecodec.entropy.model import CodecModel, LatentWindow
 from tilecodec.entropy.tables import gaussian_table
 from tilecodec.errors import (
     CheckpointError,
@@ -1065,6 +1065,59 @@ def test_broken_models_are_listed_all_the_same(kept: Path, run: Run) -> None:
     assert "cannot be used" in out
     assert run("models", "show", "dit-ic-q3")[0] == 1
     assert run("models", "verify")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("config.vae.stride", {}),
+        ("config.vae.stride", 0),
+        ("config.vae.widths", [64, "x"]),
+        ("config.vae.kind", "other"),
+        ("config.codec.rate_points", "x"),
+        ("config.codec.z_channels", -1),
+        ("config.codec.residual_prediction", 1),
+        ("config.transformer.sigma", [1]),
+        ("config.transformer.num_attention_heads", None),
+        ("config.codec.synthesis.mid", 1.5),
+        ("vae.decoder.conv_in.weight shape", [{}, 8]),
+        ("vae.decoder.conv_in.weight shape", "x"),
+    ],
+)
+def test_headers_with_other_values(place: str, value: Any, kept: Path) -> None:
+    """They are listed as what cannot be used, and refused by all else."""
+    file = kept / FILE
+    whole = file.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:start])
+    if place.endswith(" shape"):
+        header[place.removesuffix(" shape")]["shape"] = value
+    else:
+        inner = json.loads(header["__metadata__"]["tilecodec"])
+        *parts, last = place.split(".")
+        at = inner
+        for part in parts:
+            at = at[part]
+        assert last in at
+        at[last] = value
+        header["__metadata__"]["tilecodec"] = json.dumps(inner)
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + whole[start:])
+    record_path(file).unlink()
+    listed = {entry.name: entry for entry in library.list_models()}
+    assert listed["dit-ic-q3"].problem is not None
+    (found,) = library.verify_models("dit-ic-q3")
+    assert found.problem is not None
+    with pytest.raises(ModelError):
+        tilecodec.load_model("dit-ic-q3", device="cpu")
+
+
+def test_configs_of_no_network(converted: Path) -> None:
+    content = read_model(converted)
+    assert content.config.transformer is not None
+    odd = replace(content.config, vae=replace(content.config.vae, widths=(31,) * 6))
+    with pytest.raises(ModelConfigError, match="no network"):
+        CodecModel(replace(content, config=odd), device="cpu")
 
 
 def test_removing_spares_what_is_not_ours(kept: Path, tmp_path: Path) -> None:

@@ -7,12 +7,15 @@ beside its weights. Both describe the same classes.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from tilecodec.errors import ModelConfigError
 
 _T = TypeVar("_T")
+MOST: Final = 1 << 20
+"""Integers of a config are below this."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,6 +134,10 @@ class DiTICConfig:
     tiling: TilingConfig = field(default_factory=TilingConfig)
 
     def __post_init__(self) -> None:
+        for where in ("vae.stride", "vae.latent_channels", "codec.y_channels", "codec.z_channels"):
+            part, _, name = where.partition(".")
+            if getattr(getattr(self, part), name) < 1:
+                raise ModelConfigError(got=0, expected="1 or more", where=where)
         if self.codec.y_channels % 4:
             raise ModelConfigError(got=self.codec.y_channels, expected="a multiple of 4", where="codec.y_channels")
         if (self.codec.analysis_aux > 0) != (self.aux_encoder is not None):
@@ -156,7 +163,11 @@ class DiTICConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> DiTICConfig:
-        """The inverse of :meth:`to_dict`; unknown keys raise :class:`~tilecodec.errors.ModelConfigError`."""
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ModelConfigError: an unknown key, or a value of another type.
+        """
         return _build(cls, data, "config")
 
 
@@ -181,13 +192,33 @@ def _build(cls: type[_T], data: Any, where: str) -> _T:
     unknown = sorted(set(data) - known)
     if unknown:
         raise ModelConfigError(got=unknown, expected=f"keys among {sorted(known)}", where=where)
+    kinds = get_type_hints(cls)
     values: dict[str, Any] = {}
     for key, value in data.items():
+        place = f"{where}.{key}"
         if key in _NESTED and value is not None:
-            values[key] = _build(_NESTED[key], value, f"{where}.{key}")
-        else:
-            values[key] = tuple(value) if isinstance(value, list) else value
+            values[key] = _build(_NESTED[key], value, place)
+            continue
+        values[key] = tuple(value) if isinstance(value, list) else value
+        if not _fits(values[key], kinds[key]):
+            raise ModelConfigError(got=value, expected=kinds[key], where=place)
     return cls(**values)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value is one that a field of this type may have; integers count something, so none is negative."""
+    options = get_args(kind)
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(option) and value == option for option in options)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and len(value) > 0 and all(_fits(part, options[0]) for part in value)
+    if options:  # a union
+        return any(_fits(value, option) for option in options)
+    if kind is int:
+        return type(value) is int and 0 <= value < MOST
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(cast(float, value))
+    return type(value) is kind
 
 
 def official_config() -> DiTICConfig:

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tilecodec.errors import ModelError
+from tilecodec.errors import ModelConfigError, ModelError
 from tilecodec.model.blocks import DepthConvBlock
 from tilecodec.model.config import DiTICConfig
 from tilecodec.model.dc_ae import UpBlock
@@ -67,8 +67,13 @@ def weights_bytes(config: DiTICConfig, dtype: torch.dtype, *, int8: bool, absent
 
 
 def _empty(config: DiTICConfig, absent: tuple[str, ...]) -> DiTIC:
-    with torch.device("meta"):
-        network = DiTIC(config)
+    try:
+        with torch.device("meta"):
+            network = DiTIC(config)
+    except (ValueError, RuntimeError, TypeError, ArithmeticError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelConfigError("no network can be made of the model's config", got=error, where="config") from error
     for prefix in absent:
         parent, _, name = prefix.removesuffix(".").rpartition(".")
         network.get_submodule(parent)._modules[name] = None

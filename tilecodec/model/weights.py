@@ -6,6 +6,7 @@ The file's sha256 names the model; everything that decides a decoded pixel is co
 from __future__ import annotations
 
 import json
+import operator
 import os
 import re
 from collections.abc import Mapping
@@ -172,7 +173,7 @@ def read_content(file: Path) -> ModelContent:
             alias=str(header["alias"]),
             config=DiTICConfig.from_dict(header["config"]),
             program=dict(header["integer"]),
-            tensors={k: (str(v["dtype"]), tuple(v["shape"])) for k, v in whole.items()},
+            tensors={k: (str(v["dtype"]), tuple(operator.index(n) for n in v["shape"])) for k, v in whole.items()},
         )
     except ModelError:
         raise
