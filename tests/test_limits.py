@@ -238,6 +238,21 @@ def test_a_killed_encode_is_incomplete(finished: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(tilecodec.open(path)[...], tilecodec.open(finished)[...])
 
 
+@pytest.mark.parametrize("on_error", ["raise", "fill"])
+def test_a_container_that_is_replaced_is_not_mixed_with_the_new_one(on_error: str, copy: Path) -> None:
+    image, again = tilecodec.open(copy, on_error=on_error, cache_bytes=0), tilecodec.open(copy)
+    level = zarr.open_group(copy, mode="r")["0"]
+    before = image[:, :20, :20]
+    np.testing.assert_array_equal(level[:, :20, :20], before)
+    tilecodec.encode(
+        255 - faulty.PICTURE, copy, model=tiny.tiny_model(), tile=128, chunk_tiles=2, levels=2, overwrite=True
+    )
+    for read in (lambda: image[:, 280:, 280:], lambda: image.level(1)[...], lambda: again[...], lambda: level[...]):
+        with pytest.raises(StorageError, match=r"replaced while .*Open it again"):
+            read()
+    assert (tilecodec.open(copy)[:, :20, :20] != before).any()
+
+
 # --- metadata changed at random
 
 VALUES = [

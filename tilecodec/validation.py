@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tilecodec.api import PathLike, Progress, ProgressCall
 from tilecodec.container.chunk import TileState
-from tilecodec.container.document import load_document
+from tilecodec.container.document import DOCUMENT, load_document
 from tilecodec.container.metadata import LevelLayout, is_complete, make_layout
 from tilecodec.container.presence import Presence
 from tilecodec.container.rules import array_faults, group_faults, level_paths, pyramid_faults
@@ -158,14 +158,16 @@ class _Validation:
             self._add(fault)
         self._complete = not any(isinstance(fault, IncompleteContainerError) for fault in faults)
         self._stated = is_complete(group)
-        arrays = []
+        arrays, stamps = [], []
         for path in level_paths(group, self._limits):
+            stamp = self._store.under(path).stamp(DOCUMENT)
             array = self._array(path)
             if array is not None:
                 arrays.append((int(path), array))
+                stamps.append(stamp)
         for fault in pyramid_faults(arrays, self._path):
             self._add(fault)
-        return [make_layout(array, str(number)) for number, array in arrays]
+        return [make_layout(array, str(n), stamp) for (n, array), stamp in zip(arrays, stamps, strict=True)]
 
     def _array(self, path: str) -> dict[str, Any] | None:
         where = f"{self._path}, level {path}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tilecodec.container.conventions import geo_attributes
-from tilecodec.container.document import load_document
+from tilecodec.container.document import DOCUMENT, load_document
 from tilecodec.container.rules import (
     AXES,
     CODEC_NAME,
@@ -73,6 +73,8 @@ class LevelLayout:
     chunk_tiles: int
     """Tiles along a chunk's side."""
     codec: CodecConfiguration
+    stamp: tuple[int, ...] | None = field(default=None, compare=False)
+    """Of the level's document when it was read, see :meth:`ByteStore.stamp`."""
 
     @property
     def chunk_side(self) -> int:
@@ -205,12 +207,11 @@ def read_metadata(
         LimitError: it asks for more than the limits.
     """
     group = read_group(store, where=where, allow_incomplete=allow_incomplete, limits=limits)
-    arrays = [
-        _read_array(store.under(path), path, where, limits, whole=is_complete(group))
-        for path in level_paths(group, limits)
-    ]
+    paths = level_paths(group, limits)
+    stamps = [store.under(path).stamp(DOCUMENT) for path in paths]
+    arrays = [_read_array(store.under(path), path, where, limits, whole=is_complete(group)) for path in paths]
     _raise_first(pyramid_faults(list(enumerate(arrays)), where))
-    levels = tuple(make_layout(array, str(n)) for n, array in enumerate(arrays))
+    levels = tuple(make_layout(*level) for level in zip(arrays, paths, stamps, strict=True))
     attributes = group["attributes"]
     own, (multiscale,) = attributes["tilecodec"], attributes["ome"]["multiscales"]
     _, size_y, size_x = multiscale["datasets"][0]["coordinateTransformations"][0]["scale"]
@@ -280,7 +281,8 @@ def read_layout(store: ByteStore, path: str, where: str, limits: Limits = DEFAUL
         NotAContainerError: nothing there, or metadata that break the format's rules.
         LimitError: it asks for more than the limits.
     """
-    return make_layout(_read_array(store, path, where, limits, whole=True), path)
+    stamp = store.stamp(DOCUMENT)
+    return make_layout(_read_array(store, path, where, limits, whole=True), path, stamp)
 
 
 def _read_array(store: ByteStore, path: str, where: str, limits: Limits, *, whole: bool) -> dict[str, Any]:
@@ -296,13 +298,19 @@ def _read_array(store: ByteStore, path: str, where: str, limits: Limits, *, whol
     return array
 
 
-def make_layout(array: dict[str, Any], path: str) -> LevelLayout:
-    """The layout that a level array's document describes; the document has no faults."""
+def make_layout(array: dict[str, Any], path: str, stamp: tuple[int, ...] | None) -> LevelLayout:
+    """The layout that a level array's document describes.
+
+    Args:
+        array: the document, which has no faults.
+        path: the level's.
+        stamp: the document's, from before it was read.
+    """
     codec = CodecConfiguration(**array["codecs"][0]["configuration"])
     _, height, width = array["shape"]
     side = array["chunk_grid"]["configuration"]["chunk_shape"][1]
     grid = TileGrid(height, width, codec.tile, codec.stride)
-    return LevelLayout(path=path, grid=grid, chunk_tiles=side // codec.tile, codec=codec)
+    return LevelLayout(path=path, grid=grid, chunk_tiles=side // codec.tile, codec=codec, stamp=stamp)
 
 
 def _raise_first(faults: Iterable[ContainerError]) -> None:

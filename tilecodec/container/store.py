@@ -53,6 +53,16 @@ class ByteStore:
         """Bytes of a key."""
         return self._run(self.store.getsize(self._key(key)), key)
 
+    def stamp(self, key: str) -> tuple[int, ...] | None:
+        """What tells a local file from one that was put in its place later; None where nothing does."""
+        if not isinstance(self.store, LocalStore):
+            return None
+        try:
+            found = (self.store.root / self._key(key)).stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size  # inodes are used again, and change in mounted object stores
+
     def names(self, key: str) -> frozenset[str] | None:
         """What lies directly under a key, without its path; None where the store cannot tell (plain HTTP)."""
         if isinstance(self.store, FsspecStore) and "http" in _protocols(self.store):

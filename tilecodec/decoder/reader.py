@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tilecodec.container.chunk import COLOUR, ChunkIndex, TileEntry, TileState, index_bytes, parse_colour, parse_index
+from tilecodec.container.document import DOCUMENT
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
 from tilecodec.decoder.cache import BoundedCache
 from tilecodec.entropy.payload import TilePayload, parse_payload
-from tilecodec.errors import CorruptTileError, LostTileError, NotAContainerError, TileLimitError
+from tilecodec.errors import CorruptTileError, LostTileError, NotAContainerError, StorageError, TileLimitError
 from tilecodec.limits import DEFAULT_LIMITS, Limits
 from tilecodec.tiles import TilePosition
 
@@ -50,11 +51,12 @@ class TileReader:
         Raises:
             LostTileError: the chunk is absent.
             CorruptTileError: its index fails a check.
+            StorageError: the container was replaced by another one.
         """
         found = self._indexes.get(chunk)
         if found is None:
             rows, cols = self.layout.tiles_of(*chunk)
-            data = self._store.get_range(self.layout.key(*chunk), 0, index_bytes(rows, cols))
+            data = self._get(chunk, 0, index_bytes(rows, cols))
             if data is None:
                 raise LostTileError("a chunk is absent", where=where, reason="chunk-absent")
             found = parse_index(data, rows, cols, where)
@@ -112,8 +114,19 @@ class TileReader:
         colour = parse_colour(data, where) if entry.state is TileState.EMPTY else BLACK
         return StoredTile(at, entry.state, colour, None)
 
+    def _get(self, chunk: tuple[int, int], offset: int, length: int) -> bytes | None:
+        """Bytes of a chunk of the container that the layout was read from, of no other that took its place."""
+        data, layout = self._store.get_range(self.layout.key(*chunk), offset, length), self.layout
+        if layout.stamp is not None and self._store.stamp(DOCUMENT) != layout.stamp:
+            raise StorageError(
+                "the container was replaced while it was being read",
+                where=layout.where_chunk(chunk),
+                hint="Open it again",
+            )
+        return data
+
     def _bytes(self, at: TilePosition, entry: TileEntry, where: str) -> bytes:
-        data = self._store.get_range(self.layout.key(*self.layout.chunk_of(at)), entry.offset, entry.length)
+        data = self._get(self.layout.chunk_of(at), entry.offset, entry.length)
         if data is None or len(data) != entry.length:
             raise CorruptTileError(
                 "the chunk is cut short",
