@@ -989,6 +989,23 @@ def test_models_are_found_by_name_hash_and_path(kept: Path) -> None:
     assert float_entropy(by_name).exact
 
 
+def test_a_model_that_cannot_be_read_is_not_in_the_way(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = kept.with_name("a") / FILE
+    other.parent.mkdir()
+    other.write_bytes(b"")
+    sha256 = hash_file(kept / FILE)
+
+    def refusing(file: Path) -> str:
+        if file == other:
+            raise PermissionError(13, "Permission denied", str(file))
+        return file_sha256(file)
+
+    monkeypatch.setattr(weights, "_SEEN", {})
+    monkeypatch.setattr(weights, "file_sha256", refusing)
+    assert find_model(f"sha256:{sha256}").path == kept / FILE
+    assert {entry.name for entry in library.list_models()} >= {"a", "dit-ic-q3"}
+
+
 @pytest.mark.parametrize("name", ["dit-ic-q3", "dit-ic-q9", "nobody", "../models", "sha256:00"])
 def test_unknown_names(name: str) -> None:
     with pytest.raises(UnknownModelError) as caught:
@@ -1231,6 +1248,11 @@ def test_pull_and_pull_again(fake: fake_hub.FakeHub, pictures: Path, monkeypatch
         pulled(file="ckpt/other.pth")
     with pytest.raises(TargetExistsError, match="elsewhere"):
         pulled(dtype="bf16")
+
+    with (models_folder() / "dit-ic-q3" / FILE).open("r+b") as stream:
+        stream.truncate(1000)
+    with pytest.raises(TargetExistsError, match=r"damaged.*--overwrite"):
+        pulled()
 
     library.remove_model("dit-ic-q3")
     assert pulled().sha256 == report.sha256  # from the cache, converted to the same bytes

@@ -5,6 +5,7 @@ The file's sha256 names the model; everything that decides a decoded pixel is co
 
 from __future__ import annotations
 
+import contextlib
 import json
 import operator
 import os
@@ -262,8 +263,9 @@ def _locate_hash(wanted: str) -> Path:
     embedded = embedded_folders()
     seen = [_SEEN[wanted]] if wanted in _SEEN else []
     for file in [*seen, *(folder / FILE for folder in (*embedded, *kept_folders()))]:
-        if file.is_file() and file_sha256(file) == wanted:
-            return file
+        with contextlib.suppress(OSError):  # one that cannot be read is not in the way of another
+            if file.is_file() and file_sha256(file) == wanted:
+                return file
     raise UnknownModelError(
         got=f"sha256:{wanted}",
         expected=[f"{p.name} (sha256:{file_sha256(p / FILE)})" for p in embedded],

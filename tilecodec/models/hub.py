@@ -121,7 +121,8 @@ def pull_model(
 
     Raises:
         HubError: the hub cannot be reached and nothing is cached, or it has no such repository, revision or file.
-        TargetExistsError: a model of this name is there that came from elsewhere.
+        TargetExistsError: a model of this name is there that came from elsewhere, or is damaged.
+        StorageError: too little room for the download, or a cache that cannot be written to.
         UsageError: no such name, or the terms were not accepted.
         TileCodecError: see :func:`~tilecodec.models.convert.convert_model`.
     """
@@ -194,6 +195,14 @@ def _there(name: str, wanted: Mapping[str, str | None]) -> PullReport | None:
     if not model.is_file():
         return None
     record = read_record(model)
+    if record is not None and record.size != model.stat().st_size:
+        raise TargetExistsError(
+            "the model of this name that is there is damaged",
+            got=f"{model.stat().st_size:,} bytes",
+            expected=f"{record.size:,} bytes",
+            where=model,
+            hint="Give --overwrite to replace it",
+        )
     source = {} if record is None else record.source
     different = {k: source.get(k) for k, v in wanted.items() if v is not None and not _same(source.get(k), v)}
     if record is None or different:
