@@ -266,6 +266,14 @@ def test_tiff_lies_where_it_lay(tmp_path: Path, georeference: Georeference, keys
     assert (again.epsg, again.transform) == (georeference.epsg, pytest.approx(georeference.transform))
 
 
+@pytest.mark.parametrize("size", [1e-320, 1e-12, 1e300])
+@each_suffix
+def test_pixel_sizes_beyond_a_format_are_left_out(tmp_path: Path, suffix: str, size: float) -> None:
+    metadata = SourceMetadata(pixel_size_um=(1.0, size))
+    write_rows(tmp_path / f"a{suffix}", [noise(30, 40)], height=30, width=40, metadata=metadata)
+    np.testing.assert_array_equal(read(tmp_path / f"a{suffix}"), noise(30, 40))
+
+
 def test_tiff_without_metadata_claims_nothing(tmp_path: Path) -> None:
     write_rows(tmp_path / "a.tif", [noise(30, 40)], height=30, width=40, metadata=SourceMetadata())
     with open_source(tmp_path / "a.tif") as source:

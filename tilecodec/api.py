@@ -393,7 +393,7 @@ class Level:
         kept = tuple(slice(None) if isinstance(p, slice) else 0 for p in picks)
         if not all(ranges):
             return np.empty([len(r) for r in ranges], np.uint8)[kept]
-        y0, y1, x0, x1 = (v for r in ranges[1:] for v in (min(r), max(r) + 1))
+        y0, y1, x0, x1 = (v for r in ranges[1:] for v in (min(r[0], r[-1]), max(r[0], r[-1]) + 1))
         pixels = self.decoder.read(y0, y1, x0, x1).transpose(2, 0, 1)
         steps = tuple(slice(None, None, r.step) for r in ranges[1:])
         channels = np.array(ranges[0])

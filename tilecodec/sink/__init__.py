@@ -22,6 +22,9 @@ __all__ = ["SUFFIXES", "check_write", "write_blocks", "write_rows"]
 
 SUFFIXES: Final = (".tif", ".tiff", ".png", ".npy", ".zarr")
 """Suffixes that can be written, in lower case."""
+_LEAST_UM: Final = 1e-5
+_MOST_UM: Final = 1e12
+"""Pixel sizes that TIFF's and PNG's resolutions can express; others are left out."""
 
 
 def check_write(path: str | os.PathLike[str], *, height: int, width: int, overwrite: bool = False) -> Path:
@@ -71,7 +74,7 @@ def write_blocks(
         width: columns of the picture.
         tallest: the most rows of a block.
         metadata: pixel size, ICC profile and georeference **of the picture written** (not of what it was cut from);
-            each is stored where the format has a place for it.
+            each is stored where the format has a place for it and can express it.
         overwrite: replace an existing target.
 
     Raises:
@@ -129,6 +132,8 @@ def _write(
 ) -> None:
     icc_profile = None if metadata is None else metadata.icc_profile
     pixel_size_um = None if metadata is None else metadata.pixel_size_um
+    if pixel_size_um is not None and not all(_LEAST_UM <= size <= _MOST_UM for size in pixel_size_um):
+        pixel_size_um = None
 
     @contextmanager
     def arriving(band: int) -> Iterator[Arriving]:
