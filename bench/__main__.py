@@ -15,6 +15,8 @@ MEASUREMENTS: Final = (
     "seams",
     "overhead",
     "throughput",
+    "latency",
+    "engine",
     "memory",
     "rate_quality",
     "integer_cost",

@@ -17,6 +17,8 @@ ROWS = {
     "seams_whole": 1,
     "overhead": 1,
     "throughput": 5,
+    "latency": 4,
+    "engine": 2,
     "memory": 2,
     "rate_quality": 4,
     "integer_cost": 4,
