@@ -28,6 +28,7 @@ COMPOSERS = (
     "",
     "__main__",
     "api",
+    "budget",
     "encoder",
     "decoder",
     "zarr_codec",

@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 import tilecodec
 from tilecodec import cli, encoder
 from tilecodec.config import DecodeOptions, EncodeOptions
-from tilecodec.decoder.engine import LevelDecoder
+from tilecodec.decoder.engine import LevelDecoder, SharedWork
 from tilecodec.entropy import model as models
 from tilecodec.entropy.model import CodecModel, LatentWindow, load_model
 from tilecodec.errors import CompileWarning, NotEnoughMemoryError, UsageError
@@ -87,7 +87,9 @@ def symbols(model: CodecModel, path: Path) -> list[NDArray[np.float32]]:
     """What the tiles' bytes decode to, in symbol units."""
     image = tilecodec.open(path, model=str(find_model(f"sha256:{model.sha256}").path), precision="fp32")
     layout = image.metadata.levels[0]
-    decoder = LevelDecoder(image._store.under(layout.path), layout, model, cache_bytes=0)
+    decoder = LevelDecoder(
+        image._store.under(layout.path), layout, model, shared=SharedWork(layout, model, cache_bytes=0)
+    )
     reader = decoder.fetcher._reader
     found = []
     for row in range(layout.grid.rows):

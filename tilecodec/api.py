@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -38,8 +40,11 @@ if TYPE_CHECKING:
     import dask.array
     import zarr
 
-    from tilecodec.decoder.engine import LevelDecoder
+    from tilecodec.decoder.engine import LevelDecoder, SharedWork
     from tilecodec.decoder.failures import FailedTiles
+    from tilecodec.entropy.model import CodecModel
+
+logger = logging.getLogger("tilecodec")
 
 MEGAPIXEL = 1 << 20
 """Pixels of a megapixel, here and in every figure: 1024 x 1024."""
@@ -185,7 +190,7 @@ def encode(
 def _encode(
     pixels: Any, target: str, settings: EncodeOptions, progress: ProgressCall | None, begun: float
 ) -> EncodeReport:
-    from tilecodec.encoder import ChunkDone, check_memory, encode_levels, level_sizes
+    from tilecodec.encoder import ChunkDone, check_memory, encode_levels, level_sizes, plan_encode
     from tilecodec.entropy.model import shared_model
 
     local = None if "://" in target else Path(target)
@@ -224,6 +229,9 @@ def _encode(
     )
     meta = _describe(pixels, target, layouts, model.alias, settings)
     check_memory(layouts[0], model)
+    room = None if settings.memory_bytes is None else plan_encode(layouts[0], model, settings.memory_bytes)
+    if room is not None:
+        logger.info("%s", room.plan)
 
     staged = local is not None and existing and settings.overwrite
     place = local.with_name(f".{local.name}.new-{os.getpid()}") if staged and local is not None else target
@@ -244,7 +252,7 @@ def _encode(
     try:
         for key, document in documents.items():
             store.set(key, document)
-        encode_levels(pixels, layouts, store, model, skip_present=settings.resume, done=done)
+        encode_levels(pixels, layouts, store, model, skip_present=settings.resume, done=done, room=room)
         documents[DOCUMENT] = group_json(_completed(meta))
         store.set(DOCUMENT, documents[DOCUMENT])
         if staged and local is not None:
@@ -379,9 +387,10 @@ class Level:
     @property
     def decoder(self) -> LevelDecoder:
         """The decoder behind it, with the model loaded on first use."""
-        if self._decoder is None:
-            self._decoder = self._image._make_decoder(self.layout)
-        return self._decoder
+        with self._image._lock:
+            if self._decoder is None:
+                self._decoder = self._image._make_decoder(self.layout)
+            return self._decoder
 
     def __getitem__(self, key: Any) -> NDArray[np.uint8]:
         """Pixels as uint8, like numpy's basic indexing: integers, slices (any step) and an ellipsis."""
@@ -461,6 +470,8 @@ class Image:
         self._levels = [Level(self, n) for n in range(len(self.metadata.levels))]
         self.levels = len(self._levels)
         self.shape = self._levels[0].shape
+        self._lock = threading.RLock()
+        self._shared: SharedWork | None = None
 
     def level(self, number: int) -> Level:
         """A pyramid level, 0 the largest. Raises RegionError where there is none."""
@@ -490,7 +501,19 @@ class Image:
         )
         store = self._store.under(layout.path)
         fill = options.fill if options.on_error == "fill" else None
-        return LevelDecoder(store, layout, model, cache_bytes=options.cache_bytes, limits=options.limits, fill=fill)
+        return LevelDecoder(store, layout, model, shared=self._work(model), limits=options.limits, fill=fill)
+
+    def _work(self, model: CodecModel) -> SharedWork:
+        """What the levels share, made once."""
+        from tilecodec.decoder.engine import SharedWork
+
+        with self._lock:
+            if self._shared is None:
+                options, largest = self._options, self.metadata.levels[0]
+                self._shared = SharedWork(largest, model, cache_bytes=options.cache_bytes, memory=options.memory_bytes)
+                if self._shared.plan is not None:
+                    logger.info("%s", self._shared.plan)
+            return self._shared
 
     def _failures(self) -> list[FailedTiles]:
         decoders = [level._decoder for level in self._levels if level._decoder is not None]
@@ -525,6 +548,7 @@ def open(  # noqa: A001  # the verb users expect, as in zarr.open
     precision: Precision = "auto",
     compile: bool = False,  # noqa: A002  # torch's own name for it
     cache_bytes: int = 64 << 20,
+    memory: int | str | None = None,
     limits: Limits = DEFAULT_LIMITS,
     on_error: OnError = "raise",
     fill: Colour = (0, 0, 0),
@@ -537,7 +561,9 @@ def open(  # noqa: A001  # the verb users expect, as in zarr.open
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``auto``, ``fp32``, ``bf16``, ``fp16`` or ``int8``, see :func:`tilecodec.load_model`.
         compile: let torch.compile make faster code, see :func:`tilecodec.load_model`.
-        cache_bytes: decoded windows kept per level.
+        cache_bytes: decoded windows kept for the next read, of all levels together.
+        memory: bytes, or such as ``"2GiB"``, that the process may take in all while it decodes, arrays that are
+            returned not counted: see :mod:`tilecodec.budget`. By default, what the machine has.
         limits: what the container may ask for at most.
         on_error: ``raise``: a read that meets a tile that cannot be decoded is a TileError, naming it. ``fill``: the
             tile's pixels are ``fill``, those of its neighbours as if it were the picture's edge, and
@@ -553,6 +579,7 @@ def open(  # noqa: A001  # the verb users expect, as in zarr.open
         precision=precision,
         compile=compile,
         cache_bytes=cache_bytes,
+        memory=memory,
         limits=limits,
         on_error=on_error,
         fill=fill,
@@ -571,6 +598,7 @@ def decode(
     precision: Precision = "auto",
     compile: bool = False,  # noqa: A002  # torch's own name for it
     overwrite: bool = False,
+    memory: int | str | None = None,
     limits: Limits = DEFAULT_LIMITS,
     on_error: OnError = "raise",
     fill: Colour = (0, 0, 0),
@@ -588,6 +616,7 @@ def decode(
         precision: see :func:`open`.
         compile: see :func:`open`.
         overwrite: replace an existing target.
+        memory: see :func:`open`.
         limits: see :func:`open`.
         on_error: see :func:`open`; with ``fill`` the report names the tiles.
         fill: see :func:`open`.
@@ -609,6 +638,7 @@ def decode(
         device=device,
         precision=precision,
         compile=compile,
+        memory=memory,
         limits=limits,
         on_error=on_error,
         fill=fill,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import logging
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from tilecodec.config import PRECISIONS
+from tilecodec.config import PRECISIONS, parse_bytes
 from tilecodec.errors import CompileWarning, TileCodecError, UsageError
 from tilecodec.models.commands import add_commands
 
@@ -102,6 +103,13 @@ def _harmless(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\r\n", "\n"))
 
 
+def _set_verbose(verbose: bool) -> None:
+    """Lets what the package logs reach standard error."""
+    if verbose:
+        logging.basicConfig(format="tilecodec: %(message)s", stream=sys.stderr)
+        logging.getLogger("tilecodec").setLevel(logging.INFO)
+
+
 # --- commands
 
 
@@ -113,6 +121,7 @@ def _encode(arguments: argparse.Namespace) -> int:
         "device": _device(arguments.device),
         "precision": arguments.precision,
         "compile": arguments.compile,
+        "memory": arguments.memory,
         "resume": arguments.resume,
         "overwrite": arguments.overwrite,
     }
@@ -121,6 +130,7 @@ def _encode(arguments: argparse.Namespace) -> int:
     from tilecodec.config import EncodeOptions
 
     EncodeOptions(**options)  # wrong options are told before anything large is loaded
+    _set_verbose(arguments.verbose)
     from tilecodec import api
     from tilecodec.progress import progress_bar
 
@@ -143,6 +153,8 @@ def _decode(arguments: argparse.Namespace) -> int:
     region = None if arguments.region is None else parse_region(arguments.region)
     level = _integer("--level", arguments.level)
     device = _device(arguments.device)
+    memory = None if arguments.memory is None else parse_bytes(arguments.memory)
+    _set_verbose(arguments.verbose)
     from tilecodec import api
     from tilecodec.progress import progress_bar
 
@@ -156,6 +168,7 @@ def _decode(arguments: argparse.Namespace) -> int:
             device=device,
             precision=arguments.precision,
             compile=arguments.compile,
+            memory=memory,
             overwrite=arguments.overwrite,
             on_error=arguments.on_error,
             progress=progress,
@@ -312,12 +325,16 @@ def _parser() -> argparse.ArgumentParser:
         "--compile", action="store_true", help="let torch.compile make faster code, which takes minutes (large models)"
     )
 
+    budget = argparse.ArgumentParser(add_help=False)
+    budget.add_argument("--memory", metavar="SIZE", help="what the process may take in all, such as 2GiB")
+    budget.add_argument("--verbose", action="store_true", help="say how the memory is divided")
+
     def command(name: str, run: Callable[[argparse.Namespace], int], about: str, *parents: Any) -> Any:
         added = commands.add_parser(name, help=about, description=about, parents=[*parents, common], allow_abbrev=False)
         added.set_defaults(command=run)
         return added
 
-    encode = command("encode", _encode, "Encode a picture into a container.", device, quiet)
+    encode = command("encode", _encode, "Encode a picture into a container.", device, budget, quiet)
     encode.add_argument("source", metavar="SRC", help="TIFF, BigTIFF, SVS, PNG, JPEG, Zarr ...")
     encode.add_argument("target", metavar="DST.zarr", help="the container to make")
     encode.add_argument("--model", default="default", metavar="NAME|PATH", help="model to encode with")
@@ -328,7 +345,7 @@ def _parser() -> argparse.ArgumentParser:
     existing.add_argument("--resume", action="store_true", help="finish a container that was begun the same way")
     existing.add_argument("--overwrite", action="store_true", help="replace an existing container")
 
-    decode = command("decode", _decode, "Decode a container, or a region of it, to a picture.", device, quiet)
+    decode = command("decode", _decode, "Decode a container, or a region of it, to a picture.", device, budget, quiet)
     decode.add_argument("source", metavar="SRC.zarr", help="the container")
     decode.add_argument("target", metavar="DST", help="picture to write: .tif, .png, .npy or .zarr")
     decode.add_argument("--region", metavar="X,Y,W,H", help="left, top, width, height in pixels of the level")

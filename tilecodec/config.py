@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -23,6 +24,24 @@ TILE: Final = 512
 """Default tile side, pixels."""
 TILES_PER_CHUNK: Final = 4
 """Default chunk side, tiles."""
+
+
+_UNITS: Final = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+def parse_bytes(text: str | int, name: str = "memory") -> int:
+    """``"2GiB"``, ``"800 MB"``, ``"1.5g"`` or a whole number of bytes.
+
+    Raises:
+        UsageError: it is none of these, or not above 0.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", str(text), re.IGNORECASE)
+    value = int(float(found[1]) * _UNITS[(found[2] or "").lower()]) if found and not isinstance(text, bool) else 0
+    if value <= 0:
+        raise UsageError(
+            f"option {name} is no amount of memory", got=text, expected="such as 2GiB or 800MB", where=name
+        )
+    return value
 
 
 def _check(ok: bool, name: str, got: object, expected: str) -> None:
@@ -52,10 +71,18 @@ class EncodeOptions:
     precision: Precision = "auto"
     compile: bool = False
     """Let torch.compile make faster code for the networks: worth its minutes for large models and many windows."""
+    memory: int | str | None = None
+    """Bytes, or such as ``"2GiB"``, that the process may take in all, see :mod:`tilecodec.budget`; None: what the
+    machine has."""
     overwrite: bool = False
     """Replace an existing target."""
     resume: bool = False
     """Continue an unfinished target written with the same options."""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The budget in bytes."""
+        return None if self.memory is None else int(self.memory)
 
     def __post_init__(self) -> None:
         _check(1 <= self.quality <= 100, "quality", self.quality, "1 to 100")
@@ -67,6 +94,7 @@ class EncodeOptions:
         for name, value in (("overlap", self.overlap), ("halo", self.halo)):
             _check(value is None or 0 <= value <= self.tile, name, value, f"0 to the tile side, {self.tile}")
         _check(not (self.overwrite and self.resume), "resume", "with overwrite", "one of the two")
+        _parse_memory(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +109,8 @@ class DecodeOptions:
     """See :attr:`EncodeOptions.compile`."""
     cache_bytes: int = 64 << 20
     """Bytes of decoded windows kept for the next read."""
+    memory: int | str | None = None
+    """See :attr:`EncodeOptions.memory`."""
     limits: Limits = DEFAULT_LIMITS
     """What the container may ask for at most."""
     on_error: OnError = "raise"
@@ -99,3 +129,14 @@ class DecodeOptions:
             "three integers of 0 to 255",
         )
         _check(self.cache_bytes >= 0, "cache_bytes", self.cache_bytes, "0 or more")
+        _parse_memory(self)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The budget in bytes."""
+        return None if self.memory is None else int(self.memory)
+
+
+def _parse_memory(options: EncodeOptions | DecodeOptions) -> None:
+    if options.memory is not None:
+        object.__setattr__(options, "memory", parse_bytes(options.memory))

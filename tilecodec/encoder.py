@@ -7,15 +7,18 @@ so on up the pyramid. So the source is read once and no level is ever held whole
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tilecodec.budget import RESERVE, MemoryPlan, plan_memory
 from tilecodec.container.chunk import TileState, pack_chunk, pack_colour
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
@@ -23,6 +26,7 @@ from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import CodecModel
 from tilecodec.model.config import DiTICConfig
 from tilecodec.model.footprint import analyse_bytes
+from tilecodec.model.gate import MemoryGate
 from tilecodec.tiles import TilePosition, Window
 from tilecodec.tiles.cut import Readable, halve, read_padded
 from tilecodec.tiles.rolling import RollingRows
@@ -38,6 +42,9 @@ no faster, their values leave the cache, and take several times the memory."""
 ANALYSIS_BYTES = 1 << 30
 """Of a large model, fewer tiles: as many as take about this much in bf16. It is the same on every machine and in every
 precision, because a code depends on its window."""
+
+SOURCE_BYTES = 80 << 20
+"""What a source keeps of decoded segments, and of files it has open."""
 
 MOST_CHUNKS = 8
 """So many chunks at most are coded at a time, however many cores there are: each takes some hundred megabytes."""
@@ -171,7 +178,8 @@ class LevelEncoder:
             slice(whole.x0 - window.x0, whole.x1 - window.x0),
         )
         pixels = np.ascontiguousarray(_part(block, origin, window))
-        code = self._model.analyse(pixels, inside, self.layout.codec.quality)
+        with self._line.gate():
+            code = self._model.analyse(pixels, inside, self.layout.codec.quality)
         coded: dict[TilePosition, Future[bytes]] = {}
         for at, core in zip(group, cores, strict=True):
             rows = slice((core.y0 - whole.y0) // stride, (core.y1 - whole.y0) // stride)
@@ -201,13 +209,59 @@ class LevelEncoder:
         self._done(ChunkDone(chunk.pixels, len(data), payload, len(tiles), len(chunk.empty)))
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class EncodeRoom:
+    """How much of an encode runs side by side."""
+
+    waiting: int = -1
+    """Chunks that wait to be written; -1: two more than there are workers."""
+    gate: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    """Makes what is entered around the networks' work on a window."""
+    plan: MemoryPlan | None = None
+
+    def __post_init__(self) -> None:
+        if self.waiting < 0:
+            object.__setattr__(self, "waiting", _most_waiting())
+
+
+def _most_waiting() -> int:
+    return min(POOL.workers, MOST_CHUNKS) + 2
+
+
+def plan_encode(layout: LevelLayout, model: CodecModel, memory: int) -> EncodeRoom:
+    """Divides a memory budget, see :mod:`tilecodec.budget`.
+
+    Args:
+        layout: of the largest level.
+        model: loaded.
+        memory: bytes that the process may take in all.
+
+    Raises:
+        NotEnoughMemoryError: it is too small; the error names the least that works.
+    """
+    grid, codec = layout.grid, layout.codec
+    sides = [min(layout.chunk_side + 2 * codec.halo, n) for n in (grid.padded_height, grid.padded_width)]
+    chunk = sides[0] * sides[1] * 3
+    side = tiles_together(model.config, codec.tile, codec.halo) * codec.tile + 2 * codec.halo
+    window = model.analyse_bytes(min(side, grid.padded_height), min(side, grid.padded_width))
+    # the chunk that is read ahead, the one at hand, the one that is written; what the source keeps decoded
+    least = 3 * chunk + SOURCE_BYTES
+    plan = plan_memory(memory, tiles=least, window=window, workers=POOL.workers, what="encoding")
+    left = plan.budget - plan.used - RESERVE - plan.tiles - plan.windows * plan.window
+    waiting = min(_most_waiting(), left // chunk)
+    plan = replace(plan, tiles=least + waiting * chunk)
+    gate = MemoryGate(lambda: plan.windows)
+    return EncodeRoom(waiting, lambda: gate.room(1), plan)
+
+
 class AssemblyLine:
     """The chunks of all levels between reading and writing, a bounded number at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: EncodeRoom) -> None:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="tilecodec-source")
         self._waiting: deque[tuple[LevelEncoder, Chunk]] = deque()
-        self._limit = min(POOL.workers, MOST_CHUNKS) + 2
+        self._limit = room.waiting
+        self.gate = room.gate
 
     def read(self, call: Callable[[int, int], NDArray[np.uint8]], row: int, col: int) -> Future[NDArray[np.uint8]]:
         """Reads a chunk's pixels in the background."""
@@ -287,6 +341,7 @@ def encode_levels(
     *,
     skip_present: bool,
     done: Report,
+    room: EncodeRoom | None = None,
 ) -> None:
     """Encodes a picture into all its levels.
 
@@ -297,10 +352,11 @@ def encode_levels(
         model: loaded model.
         skip_present: leave chunks that are there already (a resumed encode).
         done: called after every chunk.
+        room: how much runs side by side; None: as much as there are workers.
     """
     rolling: list[RollingRows] = []
     above: LevelEncoder | None = None
-    line = AssemblyLine()
+    line = AssemblyLine(room or EncodeRoom())
     try:
         for layout in reversed(layouts[1:]):
             # a row of chunks, its halo on both sides, and what level below adds at a time

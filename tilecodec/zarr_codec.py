@@ -79,11 +79,11 @@ _ARRAYS = _OpenArrays()
 
 def make_decoder(store: ByteStore, layout: LevelLayout) -> LevelDecoder:
     """A level decoder with the process's shared copy of its model."""
-    from tilecodec.decoder.engine import LevelDecoder
+    from tilecodec.decoder.engine import LevelDecoder, SharedWork
     from tilecodec.entropy.model import shared_model
 
     model = shared_model(layout.codec.model)
-    return LevelDecoder(store, layout, model, cache_bytes=CACHE_BYTES)
+    return LevelDecoder(store, layout, model, shared=SharedWork(layout, model, cache_bytes=CACHE_BYTES))
 
 
 @dataclass(frozen=True)

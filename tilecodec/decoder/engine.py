@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilecodec.blend import RowBlender
+from tilecodec.budget import MemoryPlan, plan_memory
 from tilecodec.container.chunk import TileState
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
@@ -19,11 +22,58 @@ from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import CodecModel
 from tilecodec.errors import RegionError
 from tilecodec.limits import DEFAULT_LIMITS, Limits
+from tilecodec.model.gate import MemoryGate
 from tilecodec.tiles import TilePosition, Window
 from tilecodec.tiles.rolling import Block
 
 _Tiles = dict[TilePosition, Callable[[], DecodedTile]]
 """The tiles that a window is made of, each as a call that waits for it."""
+
+
+class SharedWork:
+    """What the levels of a container share: decoded windows, and the memory that decoding them may take.
+
+    Args:
+        layout: of the largest level.
+        model: the container's.
+        cache_bytes: decoded windows kept for the next read.
+        memory: bytes that the process may take in all; None: what the machine has.
+
+    Raises:
+        NotEnoughMemoryError: the budget is too small; it names the least that works.
+    """
+
+    def __init__(self, layout: LevelLayout, model: CodecModel, *, cache_bytes: int, memory: int | None = None) -> None:
+        self.plan: MemoryPlan | None = None
+        self._gate: MemoryGate | None = None
+        if memory is not None:
+            sides = _window_sides(layout)
+            window = model.decode_bytes(*sides) + 2 * sides[0] * sides[1] * 3
+            tiles = _rows_bytes(layout, model)
+            self.plan = plan = plan_memory(
+                memory, tiles=tiles, window=window, workers=POOL.workers, cache=cache_bytes, what="decoding"
+            )
+            self._gate, cache_bytes = MemoryGate(lambda: plan.windows), plan.cache
+        self.windows: JobCache[tuple[str, TilePosition], NDArray[np.uint8]] = JobCache(
+            cache_bytes, lambda pixels: pixels.nbytes
+        )
+
+    def room(self) -> AbstractContextManager[object]:
+        """To be entered around the networks' work on a window."""
+        return contextlib.nullcontext() if self._gate is None else self._gate.room(1)
+
+
+def _window_sides(layout: LevelLayout) -> tuple[int, int]:
+    """The most rows and columns of a window."""
+    side = layout.grid.tile + 2 * layout.codec.overlap
+    return min(side, layout.grid.padded_height), min(side, layout.grid.padded_width)
+
+
+def _rows_bytes(layout: LevelLayout, model: CodecModel) -> int:
+    """Bytes of two rows of decoded tiles, which windows in order need, within reason."""
+    side = layout.grid.tile // model.config.y_stride
+    tile = 2 * model.config.codec.y_channels * side * side * model.dtype.itemsize
+    return min(max((2 * layout.grid.cols + 16) * tile, 16 << 20), 256 << 20)
 
 
 class LevelDecoder:
@@ -39,21 +89,15 @@ class LevelDecoder:
         layout: LevelLayout,
         model: CodecModel,
         *,
-        cache_bytes: int,
+        shared: SharedWork,
         limits: Limits = DEFAULT_LIMITS,
         fill: tuple[int, int, int] | None = None,
     ) -> None:
-        self.layout, self.model = layout, model
-        side = layout.grid.tile + 2 * layout.codec.overlap
-        model.check_decode(min(side, layout.grid.padded_height), min(side, layout.grid.padded_width))
-        self.fetcher = TileFetcher(store, layout, model, cache_bytes=self._rows_bytes(), limits=limits, fill=fill)
-        self._windows: JobCache[TilePosition, NDArray[np.uint8]] = JobCache(cache_bytes, lambda pixels: pixels.nbytes)
-
-    def _rows_bytes(self) -> int:
-        """Bytes of two rows of decoded tiles, which windows in order need, within reason."""
-        side = self.layout.grid.tile // self.model.config.y_stride
-        tile = 2 * self.model.config.codec.y_channels * side * side * self.model.dtype.itemsize
-        return min(max((2 * self.layout.grid.cols + 16) * tile, 16 << 20), 256 << 20)
+        self.layout, self.model, self._shared = layout, model, shared
+        model.check_decode(*_window_sides(layout))
+        self.fetcher = TileFetcher(
+            store, layout, model, cache_bytes=_rows_bytes(layout, model), limits=limits, fill=fill
+        )
 
     @property
     def height(self) -> int:
@@ -120,7 +164,7 @@ class LevelDecoder:
         running: deque[tuple[TilePosition, Callable[[], NDArray[np.uint8] | None]]] = deque()
         while True:
             for position in itertools.islice(coming, ahead - len(fetching)):
-                found = self._windows.get(position)
+                found = self._shared.windows.get((self.layout.path, position))
                 fetching.append((position, self._requested(position) if found is None else found))
             while fetching and len(running) < ahead:
                 running.append(self._begun(*fetching.popleft()))
@@ -146,7 +190,7 @@ class LevelDecoder:
         tiles = {near: wait() for near, wait in made_of.items()}
         if tiles[at].state is TileState.LOST:
             return at, lambda: None
-        return at, self._windows.request(at, lambda: self._decode(at, tiles))
+        return at, self._shared.windows.request((self.layout.path, at), lambda: self._decode(at, tiles))
 
     def _decode(self, at: TilePosition, tiles: dict[TilePosition, DecodedTile]) -> NDArray[np.uint8]:
         """A tile's decoded window before blending, uint8 (height, width, 3)."""
@@ -157,7 +201,8 @@ class LevelDecoder:
             pixels[:] = own
             return pixels
         latent = assemble(self.fetcher, self.model, at, tiles)
-        return self.model.reconstruct(latent, self.layout.codec.quality)
+        with self._shared.room():
+            return self.model.reconstruct(latent, self.layout.codec.quality)
 
     def _beside(self, lost: TilePosition, region: Window) -> NDArray[np.uint8]:
         """What is blended in place of a lost tile's window: each pixel as in the window of the tile it belongs to.
