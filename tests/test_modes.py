@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import subprocess
@@ -267,3 +268,28 @@ def test_what_waits_on_disk_is_what_waits_in_memory(tmp_path: Path, monkeypatch:
         for p in sorted(path.rglob("c/*"))
         if p.is_file()
     )
+
+
+def test_reading_without_blocking(containers: dict[str, Path]) -> None:
+    image = tilecodec.open(containers["photo"])
+    whole = image[...]
+
+    async def several() -> list[np.ndarray]:
+        keys = [..., np.s_[:, 10:200, 30:90], np.s_[1, ::-3, 5], np.s_[:, 4:4]]
+        return list(await asyncio.gather(*(image.read_async(key) for key in keys), image.level(1).read_async()))
+
+    found = asyncio.run(several())
+    for pixels, wanted in zip(
+        found, [whole, whole[:, 10:200, 30:90], whole[1, ::-3, 5], whole[:, 4:4], image.level(1)[...]], strict=True
+    ):
+        np.testing.assert_array_equal(pixels, wanted)
+
+    async def cancelled() -> None:
+        task = asyncio.ensure_future(tilecodec.open(containers["photo"]).read_async())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    np.testing.assert_array_equal(image[...], whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -394,19 +395,27 @@ class Level:
 
     def __getitem__(self, key: Any) -> NDArray[np.uint8]:
         """Pixels as uint8, like numpy's basic indexing: integers, slices (any step) and an ellipsis."""
-        picks = _basic_index(key, self.shape)
-        ranges = [
-            range(*p.indices(n)) if isinstance(p, slice) else range(p, p + 1)
-            for p, n in zip(picks, self.shape, strict=True)
-        ]
-        kept = tuple(slice(None) if isinstance(p, slice) else 0 for p in picks)
-        if not all(ranges):
-            return np.empty([len(r) for r in ranges], np.uint8)[kept]
-        y0, y1, x0, x1 = (v for r in ranges[1:] for v in (min(r[0], r[-1]), max(r[0], r[-1]) + 1))
-        pixels = self.decoder.read(y0, y1, x0, x1).transpose(2, 0, 1)
-        steps = tuple(slice(None, None, r.step) for r in ranges[1:])
-        channels = np.array(ranges[0])
-        return np.ascontiguousarray(pixels[channels][(slice(None), *steps)][kept])
+        picked = _Picked.of(key, self.shape)
+        return picked.empty() if picked.region is None else picked.of_region(self.decoder.read(*picked.region))
+
+    async def read_async(self, key: Any = ...) -> NDArray[np.uint8]:
+        """Pixels as :meth:`__getitem__` gives them, without blocking the event loop.
+
+        A task that is cancelled stops at the next block of pixels.
+
+        Args:
+            key: as in ``level[key]``; all of the level by default.
+        """
+        picked = _Picked.of(key, self.shape)
+        if picked.region is None:
+            return picked.empty()
+        y0, y1, x0, x1 = picked.region
+        decoder = await asyncio.to_thread(lambda: self.decoder)
+        out, blocks = np.empty((y1 - y0, x1 - x0, 3), np.uint8), decoder.blocks(y0, y1, x0, x1)
+        while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+            rows, cols = block.pixels.shape[:2]
+            out[block.y - y0 : block.y - y0 + rows, block.x - x0 : block.x - x0 + cols] = block.pixels
+        return picked.of_region(out)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """The whole level."""
@@ -424,6 +433,41 @@ class Level:
             self, chunks=(3, side, side), asarray=False, fancy=False, meta=np.empty((0, 0, 0), np.uint8)
         )
         return blocks
+
+
+@dataclass(frozen=True, slots=True)
+class _Picked:
+    """What an index picks of a level."""
+
+    ranges: tuple[range, ...]
+    """Along c, y, x."""
+    kept: tuple[slice | int, ...]
+    """Takes away the axes that were indexed by an integer."""
+
+    @classmethod
+    def of(cls, key: Any, shape: tuple[int, ...]) -> _Picked:
+        picks = _basic_index(key, shape)
+        ranges = tuple(
+            range(*p.indices(n)) if isinstance(p, slice) else range(p, p + 1) for p, n in zip(picks, shape, strict=True)
+        )
+        return cls(ranges, tuple(slice(None) if isinstance(p, slice) else 0 for p in picks))
+
+    @property
+    def region(self) -> tuple[int, int, int, int] | None:
+        """y0, y1, x0, x1 of the pixels that hold all picked ones; None where nothing is picked."""
+        if not all(self.ranges):
+            return None
+        (y0, y1), (x0, x1) = ((min(r[0], r[-1]), max(r[0], r[-1]) + 1) for r in self.ranges[1:])
+        return y0, y1, x0, x1
+
+    def empty(self) -> NDArray[np.uint8]:
+        return np.empty([len(r) for r in self.ranges], np.uint8)[self.kept]
+
+    def of_region(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The picked pixels out of the region's (h, w, 3)."""
+        steps = tuple(slice(None, None, r.step) for r in self.ranges[1:])
+        channels = np.array(self.ranges[0])
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1)[channels][(slice(None), *steps)][self.kept])
 
 
 def _basic_index(key: Any, shape: tuple[int, ...]) -> list[slice | int]:
@@ -482,6 +526,10 @@ class Image:
     def __getitem__(self, key: Any) -> NDArray[np.uint8]:
         """Pixels of level 0, uint8."""
         return self._levels[0][key]
+
+    async def read_async(self, key: Any = ...) -> NDArray[np.uint8]:
+        """Pixels of level 0, see :meth:`Level.read_async`."""
+        return await self._levels[0].read_async(key)
 
     def to_dask(self) -> dask.array.Array:
         """Level 0 as a dask array (3, H, W)."""
