@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator, Coroutine
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import default_buffer_prototype
@@ -17,6 +19,12 @@ from zarr.storage import FsspecStore, LocalStore
 from tilecodec.errors import StorageError
 
 T = TypeVar("T")
+
+RETRY_SECONDS: Final = (0.1, 0.5, 2.0)
+"""Pauses before the further attempts at what a remote store failed to do."""
+TIMEOUT_SECONDS: Final = 120.0
+"""Of one attempt."""
+_LASTING: Final = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EROFS, errno.EISDIR})
 
 
 class ByteStore:
@@ -37,6 +45,8 @@ class ByteStore:
     def get_range(self, key: str, offset: int, length: int) -> bytes | None:
         """``length`` bytes from ``offset`` (fewer where the value ends before); None where the key is absent."""
         data = self._read(key, RangeByteRequest(offset, offset + length))
+        if data is not None and len(data) < length and not self._local:  # some connections end early
+            data = self._read(key, RangeByteRequest(offset, offset + length))
         if data is not None and len(data) > length:  # a web server that knows no ranges sends everything
             return data[offset : offset + length]
         return data
@@ -47,11 +57,11 @@ class ByteStore:
 
     def exists(self, key: str) -> bool:
         """Whether the key is there."""
-        return self._run(self.store.exists(self._key(key)), key)
+        return self._run(lambda: self.store.exists(self._key(key)), key)
 
     def size(self, key: str) -> int:
         """Bytes of a key."""
-        return self._run(self.store.getsize(self._key(key)), key)
+        return self._run(lambda: self.store.getsize(self._key(key)), key)
 
     def stamp(self, key: str) -> tuple[int, ...] | None:
         """What tells a local file from one that was put in its place later; None where nothing does."""
@@ -67,18 +77,18 @@ class ByteStore:
         """What lies directly under a key, without its path; None where the store cannot tell (plain HTTP)."""
         if isinstance(self.store, FsspecStore) and "http" in _protocols(self.store):
             return None
-        return self._run(_collected(self.store.list_dir(self._key(key))), key)
+        return self._run(lambda: _collected(self.store.list_dir(self._key(key))), key)
 
     def set(self, key: str, data: bytes) -> None:
         """Writes a key whole."""
         buffer = default_buffer_prototype().buffer.from_bytes(data)
-        self._run(self.store.set(self._key(key), buffer), key)
+        self._run(lambda: self.store.set(self._key(key), buffer), key)
 
     def _read(self, key: str, request: RangeByteRequest | OffsetByteRequest | None) -> bytes | None:
         prototype = default_buffer_prototype()
         self._refuse_device(key)
         try:
-            buffer = self._run(self.store.get(self._key(key), prototype, byte_range=request), key)
+            buffer = self._run(lambda: self.store.get(self._key(key), prototype, byte_range=request), key)
         except StorageError as error:
             if getattr(error.__cause__, "status", None) == 416:  # HTTP: the range begins behind the end
                 return b""
@@ -88,20 +98,39 @@ class ByteStore:
     def _key(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
 
-    def _run(self, call: Coroutine[Any, Any, T], key: str) -> T:
-        try:
-            return sync(call)
-        except self._failures() as error:
-            hint = None
-            if getattr(error, "errno", None) == errno.ENOSPC:
-                hint = "Free some space and continue with --resume"
-            text = getattr(error, "strerror", None) or error
-            where = f"{self.store}/{self._key(key)}"
-            raise StorageError(f"the store failed: {text}", where=where, hint=hint) from error
+    @property
+    def _local(self) -> bool:
+        return isinstance(self.store, LocalStore)
+
+    def _run(self, call: Callable[[], Coroutine[Any, Any, T]], key: str) -> T:
+        """Does what a store does; one that is not a local folder gets several attempts and a time limit for each.
+
+        Raises:
+            StorageError: naming the key.
+        """
+        delays = () if self._local else RETRY_SECONDS
+        for attempt in range(len(delays) + 1):
+            try:
+                return sync(call() if self._local else asyncio.wait_for(call(), TIMEOUT_SECONDS))
+            except self._failures() as error:
+                if attempt < len(delays) and _may_pass(error):
+                    time.sleep(delays[attempt])
+                    continue
+                hint = None
+                if getattr(error, "errno", None) == errno.ENOSPC:
+                    hint = "Free some space and continue with --resume"
+                text = getattr(error, "strerror", None) or error
+                if isinstance(error, TimeoutError | asyncio.TimeoutError):
+                    text = f"no answer within {TIMEOUT_SECONDS:g} s"
+                if attempt:
+                    text = f"{text} ({attempt + 1} attempts)"
+                where = f"{self.store}/{self._key(key)}"
+                raise StorageError(f"the store failed: {text}", where=where, hint=hint) from error
+        raise AssertionError
 
     def _failures(self) -> tuple[type[Exception], ...]:
         """What a failing store raises: OSError, and whatever a remote one's own library (aiohttp, google.auth ...)."""
-        return (Exception,) if isinstance(self.store, FsspecStore) else (OSError,)
+        return (Exception,) if isinstance(self.store, FsspecStore) else (OSError, asyncio.TimeoutError)
 
     def _refuse_device(self, key: str) -> None:
         """A pipe or a device among a container's files would be waited for without end."""
@@ -114,6 +143,16 @@ class ByteStore:
             return  # reading tells what is wrong
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise StorageError("not a plain file", got=stat.filemode(mode), expected="a file", where=str(path))
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether another attempt may go better: not where the server understood and refused."""
+    if isinstance(error, FileNotFoundError | PermissionError | NotImplementedError | TypeError):
+        return False
+    if getattr(error, "errno", None) in _LASTING:
+        return False
+    status = getattr(error, "status", None)
+    return not (isinstance(status, int) and 400 <= status < 500 and status not in (408, 429))
 
 
 async def _collected(names: AsyncIterator[str]) -> frozenset[str]:
