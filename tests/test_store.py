@@ -32,8 +32,8 @@ class Unsteady(zarr.storage.WrapperStore[zarr.storage.LocalStore]):
         self.requests.append((key, byte_range))
         found = await self._store.get(key, prototype or default_buffer_prototype(), byte_range=byte_range)
         mood = self.moods.pop(0) if self.moods else None
-        # a whole value that is cut short cannot be told from a short value
-        result = found if mood is None or (mood is short and byte_range is None) else mood(found)
+        # a value that is asked for whole and cut short cannot be told from a short value
+        result = found if mood is None or (mood is short and key.endswith("zarr.json")) else mood(found)
         return await result if asyncio.iscoroutine(result) else result
 
 
@@ -119,7 +119,7 @@ def test_pixels_come_through_a_bad_line(tmp_path: Path, monkeypatch: pytest.Monk
     case, path = catalogue.case("photo"), tmp_path / "a.zarr"
     tilecodec.encode(case.pixels, path, model=tiny.tiny_model(), tile=128, chunk_tiles=2, levels=1)
     whole = tilecodec.open(path)[...]
-    moods = [None, fails, short, None, fails, fails] * 200
+    moods = [None, fails, None, short, None, None] * 200  # never three in a row, whoever asks
     line = Unsteady(zarr.storage.LocalStore(path), list(moods))
     monkeypatch.setattr("tilecodec.api.open_store", lambda *_, **__: ByteStore(line))
     np.testing.assert_array_equal(tilecodec.open(path)[...], whole)

@@ -27,7 +27,7 @@ def load_document(store: ByteStore, where: str, limits: Limits) -> dict[str, Any
         NotAContainerError: absent (``no-metadata``), not JSON (``not-json``), not Zarr v3 (``not-zarr``).
         LimitError: larger or deeper than the limits.
     """
-    data = store.get_range(DOCUMENT, 0, limits.metadata_bytes + 1)
+    data = store.get_first(DOCUMENT, limits.metadata_bytes + 1)
     if data is None:
         raise NotAContainerError("no zarr.json there", where=where, reason="no-metadata")
     limits.check("metadata_bytes", len(data), where)

@@ -42,6 +42,11 @@ class ByteStore:
         """All bytes of a key; None where it is absent."""
         return self._read(key, None)
 
+    def get_first(self, key: str, length: int) -> bytes | None:
+        """The first ``length`` bytes of a key, all where it has fewer; None where it is absent."""
+        data = self._read(key, RangeByteRequest(0, length))
+        return data if data is None else data[:length]
+
     def get_range(self, key: str, offset: int, length: int) -> bytes | None:
         """``length`` bytes from ``offset`` (fewer where the value ends before); None where the key is absent."""
         data = self._read(key, RangeByteRequest(offset, offset + length))
