@@ -1137,7 +1137,8 @@ def test_configs_of_no_network(converted: Path) -> None:
         CodecModel(replace(content, config=odd), device="cpu")
 
 
-def test_removing_spares_what_is_not_ours(kept: Path, tmp_path: Path) -> None:
+def test_removing_spares_what_is_not_ours(kept: Path, converted: Path) -> None:
+    find_model(str(converted))  # a copy that this process has seen elsewhere
     (kept / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"notes\.txt"):
         library.remove_model("dit-ic-q3")

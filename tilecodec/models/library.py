@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 from collections.abc import Mapping
@@ -124,7 +125,7 @@ def remove_model(name: str) -> Path:
     from tilecodec.models.convert import foreign_files
 
     kept = kept_folders()
-    folder = locate_model(name).parent if name.startswith("sha256:") else named_folder(name)
+    folder = _folder_of_hash(name.removeprefix("sha256:")) if name.startswith("sha256:") else named_folder(name)
     if folder in embedded_folders():
         raise UsageError("the model is part of the package", got=name, expected=[p.name for p in kept], where="rm")
     if folder is None or folder not in kept:
@@ -143,6 +144,15 @@ def remove_model(name: str) -> Path:
     folder.rename(trash)
     shutil.rmtree(trash)
     return folder
+
+
+def _folder_of_hash(sha256: str) -> Path | None:
+    """The folder of this machine's models, or of the package's, that holds it; a copy elsewhere does not count."""
+    for folder in (*kept_folders(), *embedded_folders()):
+        with contextlib.suppress(OSError):  # one that cannot be read is not in the way of another
+            if file_sha256(folder / FILE) == sha256:
+                return folder
+    return None
 
 
 def _name(file: Path) -> tuple[str, tuple[str, ...], bool]:
