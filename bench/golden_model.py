@@ -7,61 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from tilecodec.model.config import (
-    AuxEncoderConfig,
-    BranchConfig,
-    CodecConfig,
-    DiTICConfig,
-    GuidanceConfig,
-    TilingConfig,
-    TransformerConfig,
-    VAEConfig,
-)
+from tilecodec.model.config import DiTICConfig
 
 SPREAD = 1.5
 """Standard deviation of the codes that the integer entropy model is calibrated with."""
-
-
-def small_config() -> DiTICConfig:
-    """Every part of the official network, as narrow as it goes."""
-    return DiTICConfig(
-        vae=VAEConfig(
-            kind="dc-ae",
-            latent_channels=8,
-            stride=32,
-            scaling_factor=0.41407,
-            widths=(16, 16, 32, 32, 32, 32),
-            encoder_layers=(1,) * 6,
-            decoder_layers=(1,) * 6,
-        ),
-        aux_encoder=AuxEncoderConfig(width=16, channels=32),
-        codec=CodecConfig(
-            y_channels=32,
-            z_channels=16,
-            analysis_pre=16,
-            analysis_aux=16,
-            context_width=32,
-            context_blocks=1,
-            context_kernel=3,
-            residual_prediction=True,
-            scale_activation="identity",
-            synthesis=BranchConfig(blocks=1, mid=32),
-            residual=BranchConfig(blocks=1, mid=32),
-            variance=BranchConfig(blocks=1, mid=16),
-            prompt=BranchConfig(blocks=1, mid=32),
-            prompt_channels=32,
-        ),
-        guidance=GuidanceConfig(caption_channels=64),
-        transformer=TransformerConfig(
-            num_layers=2,
-            num_attention_heads=4,
-            attention_head_dim=16,
-            num_cross_attention_heads=2,
-            cross_attention_head_dim=32,
-            patch_size=1,
-        ),
-        tiling=TilingConfig(overlap=64, halo=64),
-    )
 
 
 def write_golden_model(folder: Path, config: DiTICConfig, dtype: Any = None, *, seed: str = "g0") -> Path:

@@ -22,7 +22,7 @@ import numpy as np
 
 from bench.common import BENCH, MEGAPIXEL, Check, Pixels, add_arguments, mosaic, start, table
 from bench.memory import peak_bytes
-from tilecodec.model.config import DiTICConfig
+from tilecodec.config import Precision
 
 LOAD_SECONDS: Final = 30.0
 CPU_GIB: Final = 8.0
@@ -43,7 +43,7 @@ class Job:
     """``load``, ``encode``, ``decode`` (by tiles), or ``whole`` (untiled, float32, on diffusers' classes)."""
     model: str
     device: str = "cpu"
-    precision: str = "auto"
+    precision: Precision = "auto"
     compile: bool = False
     source: str = ""
     """A picture as ``.npy`` (H, W, 3), or a container."""
@@ -64,7 +64,7 @@ def run(job: Job) -> dict[str, float]:
     from tilecodec.entropy.model import CodecModel, shared_model
 
     begin = time.perf_counter()
-    model: CodecModel = shared_model(job.model, job.device, job.precision, compile=job.compile)  # type: ignore[arg-type]
+    model: CodecModel = shared_model(job.model, job.device, job.precision, compile=job.compile)
     result = {"load_seconds": time.perf_counter() - begin, "load_peak": float(peak_bytes())}
     begin = time.perf_counter()
     if job.way == "encode":
@@ -85,8 +85,8 @@ def run(job: Job) -> dict[str, float]:
 def _decoder(job: Job) -> Any:
     import tilecodec
 
-    level = tilecodec.open(job.source, model=job.model, device=job.device, precision=job.precision, compile=job.compile)  # type: ignore[arg-type]
-    return level.level(0).decoder
+    image = tilecodec.open(job.source, model=job.model, device=job.device, precision=job.precision, compile=job.compile)
+    return image.level(0).decoder
 
 
 def _settle(device: Any) -> None:
@@ -175,55 +175,6 @@ def whole_latent(job: Job) -> Any:
     return LatentWindow(*parts)
 
 
-def library_autoencoder(config: DiTICConfig) -> Any:
-    """diffusers' autoencoder of a config."""
-    from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
-
-    vae = config.vae
-    plain = len(vae.widths) - 3
-    kinds = ("ResBlock",) * plain + ("EfficientViTBlock",) * 3
-    scales: tuple[tuple[int, ...], ...] = ((),) * plain + ((5,),) * 3
-    return AutoencoderDC(
-        latent_channels=vae.latent_channels,
-        encoder_block_types=kinds,
-        decoder_block_types=kinds,
-        encoder_block_out_channels=vae.widths,
-        decoder_block_out_channels=vae.widths,
-        encoder_layers_per_block=vae.encoder_layers,
-        decoder_layers_per_block=vae.decoder_layers,
-        encoder_qkv_multiscales=scales,
-        decoder_qkv_multiscales=scales,
-        downsample_block_type="Conv",
-        upsample_block_type="interpolate",
-    )
-
-
-def library_transformer(config: DiTICConfig) -> Any:
-    """diffusers' transformer of a config; called with the latent, the caption tokens and the timestep."""
-    import torch
-    from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
-
-    class Transformer(SanaTransformer2DModel):
-        def forward(self, latent: torch.Tensor, caption: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            return super().forward(latent, caption, timestep, return_dict=False)[0]  # type: ignore[no-any-return]
-
-    settings = config.transformer
-    assert settings is not None
-    return Transformer(
-        in_channels=config.vae.latent_channels,
-        out_channels=config.vae.latent_channels,
-        num_attention_heads=settings.num_attention_heads,
-        attention_head_dim=settings.attention_head_dim,
-        num_layers=settings.num_layers,
-        num_cross_attention_heads=settings.num_cross_attention_heads,
-        cross_attention_head_dim=settings.cross_attention_head_dim,
-        cross_attention_dim=settings.num_cross_attention_heads * settings.cross_attention_head_dim,
-        caption_channels=config.guidance.caption_channels,
-        mlp_ratio=settings.mlp_ratio,
-        patch_size=settings.patch_size,
-    )
-
-
 def library_network(name: str, device: Any) -> Any:
     """The network of a model file in float32, its autoencoder and transformer of diffusers' classes."""
     import torch
@@ -231,6 +182,7 @@ def library_network(name: str, device: Any) -> Any:
 
     from tilecodec.model.ditic import DiTIC
     from tilecodec.model.weights import INTEGER_PARTS, find_model
+    from tilecodec.testing import library_autoencoder, library_transformer
 
     file = find_model(name)
     config = file.config
@@ -238,16 +190,18 @@ def library_network(name: str, device: Any) -> Any:
     class Autoencoder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            library = library_autoencoder(config)
+            library = library_autoencoder(config.vae)
             self.encoder, self.decode_part = library.encoder, library.decoder
 
         def decode(self, latent: torch.Tensor) -> torch.Tensor:
-            return self.decode_part(latent)  # type: ignore[no-any-return]
+            pixels: torch.Tensor = self.decode_part(latent)
+            return pixels
 
     with torch.device("meta"):
         network = DiTIC(config)
         network.vae = Autoencoder()
         network.DiT = library_transformer(config)
+        network.DiT.register_forward_hook(lambda _module, _given, output: output.sample)
     network.aux_codec = None
     network.vae.encoder = None  # type: ignore[assignment]
     for part in INTEGER_PARTS:
@@ -294,8 +248,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench = start(parser, args, "official", argv)
     import torch
 
-    from bench.golden_model import small_config, write_golden_model
+    from bench.golden_model import write_golden_model
     from tilecodec.model.config import official_config
+    from tilecodec.testing import small_config
 
     sizes = [256] if bench.smoke else [int(part) for part in args.sizes.split(",")]
     tile = 256 if bench.smoke else args.tile

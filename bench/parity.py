@@ -15,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 
 from bench.common import Check, Pixels, add_arguments, mosaic, start, table
-from bench.official import library_autoencoder, library_transformer
 
 LIMIT: Final = 1e-4
 """Largest difference, times the larger of 1 and the largest value."""
@@ -32,9 +31,11 @@ def library_tensors(network: Any, image_u8: Pixels, seen: dict[str, Any]) -> dic
     """
     import torch
 
+    from tilecodec.testing import library_autoencoder, library_transformer
+
     config = network.config
     with torch.device("meta"):
-        vae, transformer = library_autoencoder(config), library_transformer(config)
+        vae, transformer = library_autoencoder(config.vae), library_transformer(config)
     for part, prefix in ((vae, "vae."), (transformer, "DiT.")):
         state = {k.removeprefix(prefix): v for k, v in network.state_dict().items() if k.startswith(prefix)}
         part.load_state_dict(state, assign=True)
@@ -44,7 +45,7 @@ def library_tensors(network: Any, image_u8: Pixels, seen: dict[str, Any]) -> dic
     with torch.inference_mode():
         pixels = torch.from_numpy(image_u8)[None].float() / 127.5 - 1
         found["vae_latent"] = vae.encoder(pixels) * config.vae.scaling_factor
-        found["velocity"] = transformer(given["mean"], given["caption"], given["timestep"])
+        found["velocity"] = transformer(given["mean"], given["caption"], given["timestep"]).sample
         sigma = torch.exp(given["log_scale"].clamp(-30.0, 20.0) / 2)
         weight = torch.where(sigma < 4, 0.15 * sigma + 0.4, 1.0)
         found["x0"] = given["mean"] - config.transformer.sigma * weight * found["velocity"] + given["res"]
@@ -61,9 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     bench = start(parser, args, "parity", argv)
 
-    from bench.golden_model import small_config
     from tilecodec.model.config import official_config
-    from tilecodec.testing import golden_model, trace
+    from tilecodec.testing import golden_model, small_config, trace
 
     config = small_config() if bench.smoke else official_config()
     sizes = [(256, 512)] if bench.smoke else [tuple(map(int, part.split("x"))) for part in args.sizes.split(",")]

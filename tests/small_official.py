@@ -12,60 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tilecodec.model.config import (
-    AuxEncoderConfig,
-    BranchConfig,
-    CodecConfig,
-    DiTICConfig,
-    GuidanceConfig,
-    TilingConfig,
-    TransformerConfig,
-    VAEConfig,
-)
+from tilecodec.model.config import DiTICConfig
 from tilecodec.model.ditic import DiTIC
 from tilecodec.models.bottleneck import LAYERS
-from tilecodec.testing import golden_weight, official_scale_table
+from tilecodec.testing import golden_weight, official_scale_table, small_config
 
-Z, Y = 8, 16
-SMALL = DiTICConfig(
-    vae=VAEConfig(
-        kind="dc-ae",
-        latent_channels=8,
-        stride=32,
-        scaling_factor=0.41407,
-        widths=(32,) * 6,
-        encoder_layers=(1,) * 6,
-        decoder_layers=(1,) * 6,
-    ),
-    aux_encoder=AuxEncoderConfig(width=16, channels=16),
-    codec=CodecConfig(
-        y_channels=Y,
-        z_channels=Z,
-        analysis_pre=16,
-        analysis_aux=16,
-        context_width=32,
-        context_blocks=1,
-        context_kernel=3,
-        residual_prediction=True,
-        scale_activation="identity",
-        rate_points=0,
-        synthesis=BranchConfig(blocks=1, mid=16),
-        residual=BranchConfig(blocks=1, mid=16),
-        variance=BranchConfig(blocks=1, mid=16),
-        prompt=BranchConfig(blocks=1, mid=16),
-        prompt_channels=16,
-    ),
-    guidance=GuidanceConfig(pooled_tokens=4, learned_tokens=3, caption_channels=32),
-    transformer=TransformerConfig(
-        num_layers=2,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        num_cross_attention_heads=2,
-        cross_attention_head_dim=16,
-        patch_size=1,
-    ),
-    tiling=TilingConfig(overlap=64, halo=64),
-)
+SMALL = small_config()
+Z, Y = SMALL.codec.z_channels, SMALL.codec.y_channels
 
 
 def network() -> DiTIC:

@@ -7,13 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from torch import Tensor, nn
 
 from tilecodec.model import linear_attention, strips
 from tilecodec.model.config import VAEConfig
 from tilecodec.model.dc_ae import DCAE, DownBlock, GatedConv, ResBlock, UpBlock
-from tilecodec.testing import reduced_config
+from tilecodec.testing import library_autoencoder, reduced_config
 
 SMALL = VAEConfig(
     kind="dc-ae",
@@ -23,30 +22,6 @@ SMALL = VAEConfig(
     encoder_layers=(1, 2, 1, 1, 2, 1),
     decoder_layers=(2, 1, 1, 2, 1, 1),
 )
-
-
-def library_vae(config: VAEConfig) -> AutoencoderDC:
-    """diffusers' autoencoder of the same config."""
-    plain = len(config.widths) - 3
-    kinds = ("ResBlock",) * plain + ("EfficientViTBlock",) * 3
-    scales: tuple[tuple[int, ...], ...] = ((),) * plain + ((5,),) * 3
-    return AutoencoderDC(
-        in_channels=3,
-        latent_channels=config.latent_channels,
-        attention_head_dim=32,
-        encoder_block_types=kinds,
-        decoder_block_types=kinds,
-        encoder_block_out_channels=config.widths,
-        decoder_block_out_channels=config.widths,
-        encoder_layers_per_block=config.encoder_layers,
-        decoder_layers_per_block=config.decoder_layers,
-        encoder_qkv_multiscales=scales,
-        decoder_qkv_multiscales=scales,
-        downsample_block_type="Conv",
-        upsample_block_type="interpolate",
-        decoder_norm_types="rms_norm",
-        decoder_act_fns="silu",
-    )
 
 
 def filled(module: nn.Module) -> nn.Module:
@@ -70,7 +45,7 @@ def strip_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("folded", [False, True])
 def test_it_is_the_library_s(config: VAEConfig, folded: bool, strip_size: None) -> None:
     torch.manual_seed(0)
-    library, ours = filled(library_vae(config)), DCAE(config).eval()
+    library, ours = filled(library_autoencoder(config)), DCAE(config).eval()
     ours.load_state_dict(library.state_dict())
     for module in ours.modules():
         if folded and isinstance(module, UpBlock):
@@ -88,7 +63,7 @@ def test_it_is_the_library_s(config: VAEConfig, folded: bool, strip_size: None) 
 
 def test_names_are_the_library_s() -> None:
     with torch.device("meta"):
-        ours, library = DCAE(SMALL).state_dict(), library_vae(SMALL).state_dict()
+        ours, library = DCAE(SMALL).state_dict(), library_autoencoder(SMALL).state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in library.items()}
 
 

@@ -21,7 +21,6 @@ import training
 from skimage import data
 
 import tilecodec
-from tilecodec import cli
 from tilecodec.metrics import psnr
 
 pytest.importorskip("compressai")
@@ -58,21 +57,6 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.format(pictures=pictures, model=tmp_path / "model.json"))
     return path
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command in this process; returns its exit code and what it wrote to stdout and stderr."""
-
-    def run(*argv: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = cli.main([str(a) for a in argv])
-        except SystemExit as left:
-            code = int(left.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:

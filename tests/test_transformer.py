@@ -5,32 +5,10 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
 
 from tilecodec.model.config import DiTICConfig, default_config, official_config
 from tilecodec.model.transformer import SanaTransformer
-from tilecodec.testing import reduced_config
-
-
-def library_transformer(config: DiTICConfig) -> SanaTransformer2DModel:
-    """diffusers' transformer of the same config."""
-    settings, channels = config.transformer, config.vae.latent_channels
-    assert settings is not None
-    return SanaTransformer2DModel(
-        in_channels=channels,
-        out_channels=channels,
-        num_attention_heads=settings.num_attention_heads,
-        attention_head_dim=settings.attention_head_dim,
-        num_layers=settings.num_layers,
-        num_cross_attention_heads=settings.num_cross_attention_heads,
-        cross_attention_head_dim=settings.cross_attention_head_dim,
-        cross_attention_dim=settings.num_cross_attention_heads * settings.cross_attention_head_dim,
-        caption_channels=config.guidance.caption_channels,
-        mlp_ratio=settings.mlp_ratio,
-        patch_size=settings.patch_size,
-        sample_size=32,
-        interpolation_scale=None,
-    ).eval()
+from tilecodec.testing import library_transformer, reduced_config
 
 
 def our_transformer(config: DiTICConfig) -> SanaTransformer:
@@ -41,7 +19,7 @@ def our_transformer(config: DiTICConfig) -> SanaTransformer:
 @pytest.mark.parametrize("config", [tiny.TINY, default_config(), reduced_config()], ids=["tiny", "default", "reduced"])
 def test_it_is_the_library_s(config: DiTICConfig) -> None:
     torch.manual_seed(0)
-    library, lean = library_transformer(config), our_transformer(config)
+    library, lean = library_transformer(config).eval(), our_transformer(config)
     weights = {k: torch.randn_like(v) * 0.5 / max(1, v[0].numel()) ** 0.5 for k, v in library.state_dict().items()}
     library.load_state_dict(weights)
     lean.load_state_dict(weights)

@@ -129,6 +129,7 @@ def stop_before(run: Run, step: int) -> None:
             raise KeyboardInterrupt
         return gradients(share)
 
-    run.gradients = until  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        run.train()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "gradients", until)
+        with pytest.raises(KeyboardInterrupt):
+            run.train()

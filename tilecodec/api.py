@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilecodec.config import Colour, DecodeOptions, Device, EncodeOptions, OnError, Precision
+from tilecodec.config import Colour, DecodeOptions, Device, EncodeOptions, OnError, Precision, parse_budget
 from tilecodec.container.document import DOCUMENT
 from tilecodec.container.metadata import (
     CodecConfiguration,
@@ -230,7 +230,8 @@ def _encode(
     )
     meta = _describe(pixels, target, layouts, model.alias, settings)
     check_memory(layouts[0], model)
-    room = None if settings.memory_bytes is None else plan_encode(layouts[0], model, settings.memory_bytes)
+    memory = parse_budget(settings.memory)
+    room = None if memory is None else plan_encode(layouts[0], model, memory)
     if room is not None:
         logger.info("%s", room.plan)
 
@@ -413,8 +414,7 @@ class Level:
         decoder = await asyncio.to_thread(lambda: self.decoder)
         out, blocks = np.empty((y1 - y0, x1 - x0, 3), np.uint8), decoder.blocks(y0, y1, x0, x1)
         while (block := await asyncio.to_thread(next, blocks, None)) is not None:
-            rows, cols = block.pixels.shape[:2]
-            out[block.y - y0 : block.y - y0 + rows, block.x - x0 : block.x - x0 + cols] = block.pixels
+            block.paint(out, y0, x0)
         return picked.of_region(out)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
@@ -558,7 +558,9 @@ class Image:
         with self._lock:
             if self._shared is None:
                 options, largest = self._options, self.metadata.levels[0]
-                self._shared = SharedWork(largest, model, cache_bytes=options.cache_bytes, memory=options.memory_bytes)
+                self._shared = SharedWork(
+                    largest, model, cache_bytes=options.cache_bytes, memory=parse_budget(options.memory)
+                )
                 if self._shared.plan is not None:
                     logger.info("%s", self._shared.plan)
             return self._shared

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from tilecodec.config import PRECISIONS, parse_bytes
+from tilecodec.config import PRECISIONS, parse_budget
 from tilecodec.errors import CompileWarning, TileCodecError, UsageError
 from tilecodec.models.commands import add_commands
 
@@ -153,7 +153,7 @@ def _decode(arguments: argparse.Namespace) -> int:
     region = None if arguments.region is None else parse_region(arguments.region)
     level = _integer("--level", arguments.level)
     device = _device(arguments.device)
-    memory = None if arguments.memory is None else parse_bytes(arguments.memory)
+    memory = parse_budget(arguments.memory)
     _set_verbose(arguments.verbose)
     from tilecodec import api
     from tilecodec.progress import progress_bar

@@ -29,7 +29,7 @@ TILES_PER_CHUNK: Final = 4
 _UNITS: Final = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
-def parse_bytes(text: str | int, name: str = "memory") -> int:
+def parse_bytes(text: str | int) -> int:
     """``"2GiB"``, ``"800 MB"``, ``"1.5g"`` or a whole number of bytes.
 
     Raises:
@@ -39,9 +39,14 @@ def parse_bytes(text: str | int, name: str = "memory") -> int:
     value = int(float(found[1]) * _UNITS[(found[2] or "").lower()]) if found and not isinstance(text, bool) else 0
     if value <= 0:
         raise UsageError(
-            f"option {name} is no amount of memory", got=text, expected="such as 2GiB or 800MB", where=name
+            "option memory is no amount of memory", got=text, expected="such as 2GiB or 800MB", where="memory"
         )
     return value
+
+
+def parse_budget(memory: int | str | None) -> int | None:
+    """An option ``memory`` in bytes; None where there is no budget."""
+    return None if memory is None else parse_bytes(memory)
 
 
 def _check(ok: bool, name: str, got: object, expected: str) -> None:
@@ -79,11 +84,6 @@ class EncodeOptions:
     resume: bool = False
     """Continue an unfinished target written with the same options."""
 
-    @property
-    def memory_bytes(self) -> int | None:
-        """The budget in bytes."""
-        return None if self.memory is None else int(self.memory)
-
     def __post_init__(self) -> None:
         _check(1 <= self.quality <= 100, "quality", self.quality, "1 to 100")
         _check(self.precision in PRECISIONS, "precision", self.precision, ", ".join(PRECISIONS))
@@ -94,7 +94,7 @@ class EncodeOptions:
         for name, value in (("overlap", self.overlap), ("halo", self.halo)):
             _check(value is None or 0 <= value <= self.tile, name, value, f"0 to the tile side, {self.tile}")
         _check(not (self.overwrite and self.resume), "resume", "with overwrite", "one of the two")
-        _parse_memory(self)
+        parse_budget(self.memory)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,14 +129,4 @@ class DecodeOptions:
             "three integers of 0 to 255",
         )
         _check(self.cache_bytes >= 0, "cache_bytes", self.cache_bytes, "0 or more")
-        _parse_memory(self)
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """The budget in bytes."""
-        return None if self.memory is None else int(self.memory)
-
-
-def _parse_memory(options: EncodeOptions | DecodeOptions) -> None:
-    if options.memory is not None:
-        object.__setattr__(options, "memory", parse_bytes(options.memory))
+        parse_budget(self.memory)

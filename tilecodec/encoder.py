@@ -213,15 +213,11 @@ class LevelEncoder:
 class EncodeRoom:
     """How much of an encode runs side by side."""
 
-    waiting: int = -1
-    """Chunks that wait to be written; -1: two more than there are workers."""
+    waiting: int
+    """Chunks that wait to be written."""
     gate: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     """Makes what is entered around the networks' work on a window."""
     plan: MemoryPlan | None = None
-
-    def __post_init__(self) -> None:
-        if self.waiting < 0:
-            object.__setattr__(self, "waiting", _most_waiting())
 
 
 def _most_waiting() -> int:
@@ -356,7 +352,7 @@ def encode_levels(
     """
     rolling: list[RollingRows] = []
     above: LevelEncoder | None = None
-    line = AssemblyLine(room or EncodeRoom())
+    line = AssemblyLine(room or EncodeRoom(_most_waiting()))
     try:
         for layout in reversed(layouts[1:]):
             # a row of chunks, its halo on both sides, and what level below adds at a time

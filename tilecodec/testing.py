@@ -10,7 +10,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,11 +21,26 @@ from tilecodec.entropy.floats import float_entropy, float_network, official_scal
 from tilecodec.entropy.model import CodecModel
 from tilecodec.entropy.tables import CDFTable
 from tilecodec.errors import ModelError, SourceError
-from tilecodec.model.config import DiTICConfig, official_config
+from tilecodec.model.config import (
+    AuxEncoderConfig,
+    BranchConfig,
+    CodecConfig,
+    DiTICConfig,
+    GuidanceConfig,
+    TilingConfig,
+    TransformerConfig,
+    VAEConfig,
+    official_config,
+)
+from tilecodec.model.dc_ae import ATTENTION_STAGES
 from tilecodec.model.ditic import DiTIC
 from tilecodec.model.latent_codec import STEPS, LatentCodec
 from tilecodec.model.weights import find_model
 from tilecodec.models.release import release_bytes, release_gaussian_table
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+    from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
 
 
 def reduced_config() -> DiTICConfig:
@@ -36,6 +51,100 @@ def reduced_config() -> DiTICConfig:
         full.vae, widths=(32, 32, 64, 64, 128, 128), encoder_layers=(1,) * 6, decoder_layers=(1,) * 6
     )
     return dataclasses.replace(full, vae=vae, transformer=dataclasses.replace(full.transformer, num_layers=2))
+
+
+def small_config() -> DiTICConfig:
+    """Every part of the official network, as narrow as it goes."""
+    return DiTICConfig(
+        vae=VAEConfig(
+            kind="dc-ae",
+            latent_channels=8,
+            stride=32,
+            scaling_factor=0.41407,
+            widths=(32,) * 6,
+            encoder_layers=(1,) * 6,
+            decoder_layers=(1,) * 6,
+        ),
+        aux_encoder=AuxEncoderConfig(width=16, channels=16),
+        codec=CodecConfig(
+            y_channels=16,
+            z_channels=8,
+            analysis_pre=16,
+            analysis_aux=16,
+            context_width=32,
+            context_blocks=1,
+            context_kernel=3,
+            residual_prediction=True,
+            scale_activation="identity",
+            rate_points=0,
+            synthesis=BranchConfig(blocks=1, mid=16),
+            residual=BranchConfig(blocks=1, mid=16),
+            variance=BranchConfig(blocks=1, mid=16),
+            prompt=BranchConfig(blocks=1, mid=16),
+            prompt_channels=16,
+        ),
+        guidance=GuidanceConfig(pooled_tokens=4, learned_tokens=3, caption_channels=32),
+        transformer=TransformerConfig(
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=16,
+            patch_size=1,
+        ),
+        tiling=TilingConfig(overlap=64, halo=64),
+    )
+
+
+def library_autoencoder(config: VAEConfig) -> AutoencoderDC:
+    """diffusers' autoencoder of a config of kind ``dc-ae``; its tensors have our names."""
+    from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+
+    plain = len(config.widths) - ATTENTION_STAGES
+    kinds = ("ResBlock",) * plain + ("EfficientViTBlock",) * ATTENTION_STAGES
+    scales: tuple[tuple[int, ...], ...] = ((),) * plain + ((5,),) * ATTENTION_STAGES
+    library: AutoencoderDC = AutoencoderDC(
+        in_channels=3,
+        latent_channels=config.latent_channels,
+        attention_head_dim=32,
+        encoder_block_types=kinds,
+        decoder_block_types=kinds,
+        encoder_block_out_channels=config.widths,
+        decoder_block_out_channels=config.widths,
+        encoder_layers_per_block=config.encoder_layers,
+        decoder_layers_per_block=config.decoder_layers,
+        encoder_qkv_multiscales=scales,
+        decoder_qkv_multiscales=scales,
+        downsample_block_type="Conv",
+        upsample_block_type="interpolate",
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+    )
+    return library
+
+
+def library_transformer(config: DiTICConfig) -> SanaTransformer2DModel:
+    """diffusers' transformer of a config; its tensors have our names."""
+    from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
+
+    settings, channels = config.transformer, config.vae.latent_channels
+    assert settings is not None
+    library: SanaTransformer2DModel = SanaTransformer2DModel(
+        in_channels=channels,
+        out_channels=channels,
+        num_attention_heads=settings.num_attention_heads,
+        attention_head_dim=settings.attention_head_dim,
+        num_layers=settings.num_layers,
+        num_cross_attention_heads=settings.num_cross_attention_heads,
+        cross_attention_head_dim=settings.cross_attention_head_dim,
+        cross_attention_dim=settings.num_cross_attention_heads * settings.cross_attention_head_dim,
+        caption_channels=config.guidance.caption_channels,
+        mlp_ratio=settings.mlp_ratio,
+        patch_size=settings.patch_size,
+        sample_size=32,
+        interpolation_scale=None,
+    )
+    return library
 
 
 def first_name(key: str, keys: Mapping[str, object]) -> str:

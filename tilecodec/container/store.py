@@ -152,9 +152,7 @@ class ByteStore:
 
 def _may_pass(error: Exception) -> bool:
     """Whether another attempt may go better: not where the server understood and refused."""
-    if isinstance(error, FileNotFoundError | PermissionError | NotImplementedError | TypeError):
-        return False
-    if getattr(error, "errno", None) in _LASTING:
+    if isinstance(error, FileNotFoundError | PermissionError) or getattr(error, "errno", None) in _LASTING:
         return False
     status = getattr(error, "status", None)
     return not (isinstance(status, int) and 400 <= status < 500 and status not in (408, 429))

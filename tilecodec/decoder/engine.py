@@ -118,8 +118,7 @@ class LevelDecoder:
         """
         out = np.empty((max(y1 - y0, 0), max(x1 - x0, 0), 3), np.uint8)
         for block in self.blocks(y0, y1, x0, x1):
-            rows, cols = block.pixels.shape[:2]
-            out[block.y - y0 : block.y - y0 + rows, block.x - x0 : block.x - x0 + cols] = block.pixels
+            block.paint(out, y0, x0)
         return out
 
     def blocks(self, y0: int, y1: int, x0: int, x1: int) -> Iterator[Block]:

@@ -138,11 +138,11 @@ def _raw(content: Mapping[str, Any], path: Path) -> Checkpoint:
         if not (key.startswith(_STATE) and name in PARTS and isinstance(part, Mapping)):
             left_out.append(key)
             continue
-        for inner, tensor in part.items():
-            if not isinstance(tensor, Tensor) or not isinstance(inner, str):
+        for inner, value in part.items():
+            if not isinstance(value, Tensor) or not isinstance(inner, str):
                 continue
             full = _full_name(inner, name)
-            tensor = plain(tensor, full, path)  # noqa: PLW2901
+            tensor = plain(value, full, path)
             lora = _LORA.fullmatch(full)
             if lora is None:
                 tensors[full.replace(".base_layer.", ".")] = tensor

@@ -30,6 +30,11 @@ class Block:
     pixels: NDArray[np.uint8]
     """(h, w, 3)."""
 
+    def paint(self, picture: NDArray[np.uint8], y0: int, x0: int) -> None:
+        """Puts the pixels into a picture (H, W, 3) whose first pixel lies at ``y0``, ``x0``."""
+        rows, cols = self.pixels.shape[:2]
+        picture[self.y - y0 : self.y - y0 + rows, self.x - x0 : self.x - x0 + cols] = self.pixels
+
 
 class RollingRows:
     """The last rows of three values a pixel. They are written from the top down, blocks beside each other in any order.
@@ -60,7 +65,8 @@ class RollingRows:
             self._array = np.empty((self._kept, width, CHANNELS), self._dtype)
         else:
             try:
-                self._file = tempfile.TemporaryFile(prefix="tilecodec-", dir=folder)  # noqa: SIM115  # closed by close()
+                # it lives as long as the object, whose close() ends it
+                self._file = tempfile.TemporaryFile(prefix="tilecodec-", dir=folder)  # noqa: SIM115
             except OSError as error:
                 raise self._failed(error) from error
 
