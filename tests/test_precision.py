@@ -21,7 +21,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import tilecodec
-from tilecodec import cli, encoder
+from tilecodec import cli, encoder, testing
 from tilecodec.config import DecodeOptions, EncodeOptions
 from tilecodec.decoder.engine import LevelDecoder, SharedWork
 from tilecodec.entropy import model as models
@@ -57,7 +57,7 @@ def bench_module(name: str) -> ModuleType:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the authors' architecture, narrow, in bfloat16."""
     golden = bench_module("golden_model")
-    return Path(golden.write_golden_model(tmp_path_factory.mktemp("model") / "small", golden.small_config()))
+    return Path(golden.write_golden_model(tmp_path_factory.mktemp("model") / "small", testing.small_config()))
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_a_tensor_in_its_dtype_stays_in_the_file(small: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_files_of_either_dtype_load_in_either(stored: torch.dtype, precision: str, tmp_path: Path) -> None:
     golden = bench_module("golden_model")
-    path = golden.write_golden_model(tmp_path / "model", golden.small_config(), stored)
+    path = golden.write_golden_model(tmp_path / "model", testing.small_config(), stored)
     model = load_model(str(path), device="cpu", precision=precision)  # type: ignore[arg-type]
     assert {p.dtype for p in model.network.parameters()} == {model.dtype}
     name = "DiT.proj_out.weight"

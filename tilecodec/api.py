@@ -32,6 +32,7 @@ from tilecodec.container.metadata import (
 )
 from tilecodec.container.store import ByteStore, open_store
 from tilecodec.errors import Problem, RegionError, TargetExistsError, TileError, UsageError
+from tilecodec.files import replace_folder
 from tilecodec.limits import DEFAULT_LIMITS, Limits
 from tilecodec.memory import peak_memory_bytes
 from tilecodec.source import SourceMetadata, open_source
@@ -258,7 +259,7 @@ def _encode(
         documents[DOCUMENT] = group_json(_completed(meta))
         store.set(DOCUMENT, documents[DOCUMENT])
         if staged and local is not None:
-            _swap(Path(place), local)
+            replace_folder(Path(place), local)
     except BaseException:
         if staged:
             shutil.rmtree(place, ignore_errors=True)
@@ -359,14 +360,6 @@ def _check_resumable(store: ByteStore, target: str, meta: ContainerMetadata) -> 
             where=target,
             hint="Resume with the same picture, model and options, or give --overwrite",
         )
-
-
-def _swap(new: Path, old: Path) -> None:
-    """Puts a finished container in place of an older one."""
-    trash = old.with_name(f".{old.name}.old-{os.getpid()}")
-    old.rename(trash)
-    new.rename(old)
-    shutil.rmtree(trash, ignore_errors=True)
 
 
 class Level:

@@ -32,6 +32,11 @@ class MemoryPlan:
     """Windows side by side."""
     cache: int
 
+    @property
+    def left(self) -> int:
+        """What the work may take besides."""
+        return self.budget - self.used - RESERVE - self.tiles - self.windows * self.window - self.cache
+
     def __str__(self) -> str:
         mib = {name: getattr(self, name) / 2**20 for name in ("budget", "used", "tiles", "window", "cache")}
         return (

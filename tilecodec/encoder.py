@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tilecodec.budget import RESERVE, MemoryPlan, plan_memory
+from tilecodec.budget import MemoryPlan, plan_memory
 from tilecodec.container.chunk import TileState, pack_chunk, pack_colour
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
@@ -243,11 +243,10 @@ def plan_encode(layout: LevelLayout, model: CodecModel, memory: int) -> EncodeRo
     # the chunk that is read ahead, the one at hand, the one that is written; what the source keeps decoded
     least = 3 * chunk + SOURCE_BYTES
     plan = plan_memory(memory, tiles=least, window=window, workers=POOL.workers, what="encoding")
-    left = plan.budget - plan.used - RESERVE - plan.tiles - plan.windows * plan.window
-    waiting = min(_most_waiting(), left // chunk)
+    waiting = min(_most_waiting(), plan.left // chunk)
     plan = replace(plan, tiles=least + waiting * chunk)
-    gate = MemoryGate(lambda: plan.windows)
-    return EncodeRoom(waiting, lambda: gate.room(1), plan)
+    gate = MemoryGate(lambda: plan.windows * plan.window)
+    return EncodeRoom(waiting, lambda: gate.room(plan.window), plan)
 
 
 class AssemblyLine:

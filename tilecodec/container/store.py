@@ -113,29 +113,32 @@ class ByteStore:
         Raises:
             StorageError: naming the key.
         """
-        delays = () if self._local else RETRY_SECONDS
-        for attempt in range(len(delays) + 1):
+        delays = iter(() if self._local else RETRY_SECONDS)
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 return sync(call() if self._local else asyncio.wait_for(call(), TIMEOUT_SECONDS))
             except self._failures() as error:
-                if attempt < len(delays) and _may_pass(error):
-                    time.sleep(delays[attempt])
-                    continue
-                hint = None
-                if getattr(error, "errno", None) == errno.ENOSPC:
-                    hint = "Free some space and continue with --resume"
-                text = getattr(error, "strerror", None) or error
-                if isinstance(error, TimeoutError | asyncio.TimeoutError):
-                    text = f"no answer within {TIMEOUT_SECONDS:g} s"
-                if attempt:
-                    text = f"{text} ({attempt + 1} attempts)"
-                where = f"{self.store}/{self._key(key)}"
-                raise StorageError(f"the store failed: {text}", where=where, hint=hint) from error
-        raise AssertionError
+                delay = next(delays, None) if _may_pass(error) else None
+                if delay is None:
+                    raise self._failed(error, key, attempt) from error
+                time.sleep(delay)
+
+    def _failed(self, error: Exception, key: str, attempts: int) -> StorageError:
+        text = getattr(error, "strerror", None) or str(error) or f"no answer within {TIMEOUT_SECONDS:g} s"
+        if attempts > 1:
+            text = f"{text} ({attempts} attempts)"
+        full = getattr(error, "errno", None) == errno.ENOSPC
+        return StorageError(
+            f"the store failed: {text}",
+            where=f"{self.store}/{self._key(key)}",
+            hint="Free some space and continue with --resume" if full else None,
+        )
 
     def _failures(self) -> tuple[type[Exception], ...]:
         """What a failing store raises: OSError, and whatever a remote one's own library (aiohttp, google.auth ...)."""
-        return (Exception,) if isinstance(self.store, FsspecStore) else (OSError, asyncio.TimeoutError)
+        return (Exception,) if isinstance(self.store, FsspecStore) else (OSError,)
 
     def _refuse_device(self, key: str) -> None:
         """A pipe or a device among a container's files would be waited for without end."""

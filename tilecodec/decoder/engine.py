@@ -45,7 +45,6 @@ class SharedWork:
 
     def __init__(self, layout: LevelLayout, model: CodecModel, *, cache_bytes: int, memory: int | None = None) -> None:
         self.plan: MemoryPlan | None = None
-        self._gate: MemoryGate | None = None
         if memory is not None:
             sides = _window_sides(layout)
             window = model.decode_bytes(*sides) + 2 * sides[0] * sides[1] * 3
@@ -53,14 +52,14 @@ class SharedWork:
             self.plan = plan = plan_memory(
                 memory, tiles=tiles, window=window, workers=POOL.workers, cache=cache_bytes, what="decoding"
             )
-            self._gate, cache_bytes = MemoryGate(lambda: plan.windows), plan.cache
+            self._gate, cache_bytes = MemoryGate(lambda: plan.windows * window), plan.cache
         self.windows: JobCache[tuple[str, TilePosition], NDArray[np.uint8]] = JobCache(
             cache_bytes, lambda pixels: pixels.nbytes
         )
 
     def room(self) -> AbstractContextManager[object]:
         """To be entered around the networks' work on a window."""
-        return contextlib.nullcontext() if self._gate is None else self._gate.room(1)
+        return contextlib.nullcontext() if self.plan is None else self._gate.room(self.plan.window)
 
 
 def _window_sides(layout: LevelLayout) -> tuple[int, int]:
@@ -140,8 +139,8 @@ class LevelDecoder:
         blender = RowBlender(grid, overlap, region)
         try:
             for position, pixels in windows:
-                # from the top down, nothing else needs the tile above and to the left
-                self.fetcher.demote(TilePosition(position.row - 1, position.col - 1))
+                # from the top down, nothing else needs that tile above; the block still covers some of the next one
+                self.fetcher.demote(TilePosition(position.row - 1, position.col - 2))
                 block = blender.add(position, self._beside(position, region) if pixels is None else pixels)
                 if block.pixels.size:
                     self._colour(block)

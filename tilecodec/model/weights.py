@@ -10,7 +10,7 @@ import json
 import operator
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -259,13 +259,21 @@ def named_folder(name: str) -> Path | None:
     return next((folder for folder in places if (folder / FILE).is_file()), None)
 
 
+def file_of_hash(wanted: str, files: Iterable[Path]) -> Path | None:
+    """The first of some model files that has a hash; one that cannot be read is not in the way of another."""
+    for file in files:
+        with contextlib.suppress(OSError):
+            if file.is_file() and file_sha256(file) == wanted:
+                return file
+    return None
+
+
 def _locate_hash(wanted: str) -> Path:
     embedded = embedded_folders()
     seen = [_SEEN[wanted]] if wanted in _SEEN else []
-    for file in [*seen, *(folder / FILE for folder in (*embedded, *kept_folders()))]:
-        with contextlib.suppress(OSError):  # one that cannot be read is not in the way of another
-            if file.is_file() and file_sha256(file) == wanted:
-                return file
+    found = file_of_hash(wanted, [*seen, *(folder / FILE for folder in (*embedded, *kept_folders()))])
+    if found is not None:
+        return found
     raise UnknownModelError(
         got=f"sha256:{wanted}",
         expected=[f"{p.name} (sha256:{file_sha256(p / FILE)})" for p in embedded],

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from tilecodec.errors import CheckpointError, MissingFileError, ModelConfigError
 from tilecodec.model.config import DiTICConfig, TransformerConfig, VAEConfig, official_config
+from tilecodec.model.dc_ae import ATTENTION_STAGES
 from tilecodec.models.checkpoint import read_tensors
 
 FOLDERS: Final = {"vae": "vae.", "transformer": "DiT."}
 """Folders of a base, and what their tensors' names begin with in a merged checkpoint."""
 WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
-_ATTENTION_STAGES: Final = 3
 
 
 def read_config(base: Path) -> DiTICConfig:
@@ -97,9 +97,9 @@ def _check_types(data: Mapping[str, Any], where: Path) -> None:
 def _vae(data: Mapping[str, Any], official: VAEConfig, base: Path) -> VAEConfig:
     widths = tuple(data.get("encoder_block_out_channels", official.widths))
     stages = len(widths)
-    plain = max(stages - _ATTENTION_STAGES, 0)
-    blocks = ["ResBlock"] * plain + ["EfficientViTBlock"] * _ATTENTION_STAGES
-    multiscales: list[list[int]] = [[]] * plain + [[5]] * _ATTENTION_STAGES
+    plain = max(stages - ATTENTION_STAGES, 0)
+    blocks = ["ResBlock"] * plain + ["EfficientViTBlock"] * ATTENTION_STAGES
+    multiscales: list[list[int]] = [[]] * plain + [[5]] * ATTENTION_STAGES
     kind = data.get("downsample_block_type")
     downsampling = kind if isinstance(kind, str) and kind.lower() == "conv" else "Conv"  # written either way
     wanted: dict[str, tuple[object, object]] = {  # what the network is made for, and diffusers' default
@@ -133,7 +133,7 @@ def _vae(data: Mapping[str, Any], official: VAEConfig, base: Path) -> VAEConfig:
 
 def _check_widths(widths: tuple[int, ...], latent: int, where: Path) -> None:
     """Attention works in heads of 32 channels; shortcuts repeat channels, or take means of as many."""
-    heads = all(width % 32 == 0 for width in widths[-_ATTENTION_STAGES:])
+    heads = all(width % 32 == 0 for width in widths[-ATTENTION_STAGES:])
     if not heads or widths[-1] % latent or any(4 * a % b or 4 * a < b for a, b in pairwise(widths)):
         raise ModelConfigError(
             "the autoencoder's widths do not fit each other",

@@ -26,6 +26,7 @@ from tilecodec.entropy.program import Program
 from tilecodec.entropy.quantise import quantise
 from tilecodec.entropy.tables import CDFTable, gaussian_table
 from tilecodec.errors import ModelError, StorageError, TargetExistsError, UsageError
+from tilecodec.files import replace_folder
 from tilecodec.memory import available_memory_bytes, peak_memory_bytes
 from tilecodec.model.config import DiTICConfig, official_config
 from tilecodec.model.ditic import DiTIC
@@ -236,17 +237,10 @@ def foreign_files(folder: Path) -> list[str]:
 def _settle(staged: Path, folder: Path, overwrite: bool) -> None:
     """Puts a finished model in its place; what was there goes, unless someone has put it there meanwhile."""
     _check_target(folder, overwrite)
-    if not folder.exists():
+    if folder.exists():
+        replace_folder(staged, folder)
+    else:
         staged.rename(folder)
-        return
-    trash = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    folder.rename(trash)
-    try:
-        staged.rename(folder)
-    except BaseException:
-        trash.rename(folder)
-        raise
-    shutil.rmtree(trash, ignore_errors=True)
 
 
 def _check_writable(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from tilecodec.model.weights import (
     TABLE_PREFIX,
     ModelFile,
     embedded_folders,
+    file_of_hash,
     kept_folders,
     locate_model,
     named_folder,
@@ -148,11 +148,8 @@ def remove_model(name: str) -> Path:
 
 def _folder_of_hash(sha256: str) -> Path | None:
     """The folder of this machine's models, or of the package's, that holds it; a copy elsewhere does not count."""
-    for folder in (*kept_folders(), *embedded_folders()):
-        with contextlib.suppress(OSError):  # one that cannot be read is not in the way of another
-            if file_sha256(folder / FILE) == sha256:
-                return folder
-    return None
+    found = file_of_hash(sha256, (folder / FILE for folder in (*kept_folders(), *embedded_folders())))
+    return None if found is None else found.parent
 
 
 def _name(file: Path) -> tuple[str, tuple[str, ...], bool]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tilecodec.errors import MissingFileError, StorageError, TargetExistsError, TileCodecError, UsageError
+from tilecodec.files import replace_folder
 
 
 @contextmanager
@@ -34,7 +35,10 @@ def staged(target: Path, *, overwrite: bool, folder: bool = False) -> Iterator[P
         try:
             _remove(part)
             yield part
-            _replace(part, target, folder=folder)
+            if folder and target.is_dir():
+                replace_folder(part, target)
+            else:
+                os.replace(part, target)
         finally:
             _remove(part)
     except TileCodecError:
@@ -73,21 +77,6 @@ def check_target(target: Path, *, overwrite: bool, folder: bool) -> None:
 def _is_zarr_or_empty(path: Path) -> bool:
     names = {entry.name for entry in path.iterdir()}
     return not names or not names.isdisjoint({"zarr.json", ".zarray", ".zgroup"})
-
-
-def _replace(part: Path, target: Path, *, folder: bool) -> None:
-    """Move ``part`` to ``target``; an older folder steps aside first and comes back if the move fails."""
-    if not folder or not target.is_dir():
-        os.replace(part, target)
-        return
-    old = target.with_name(f"{target.name}.old-{os.getpid()}")
-    os.replace(target, old)
-    try:
-        os.replace(part, target)
-    except BaseException:
-        os.replace(old, target)
-        raise
-    _remove(old)
 
 
 def _remove(path: Path) -> None:
