@@ -18,7 +18,7 @@ import pytest
 import tilecodec
 
 PACKAGE = Path(tilecodec.__file__).parent
-LEAVES = ("config", "errors", "files", "limits", "memory")
+LEAVES = ("config", "errors", "files", "limits", "memory", "pools")
 """Imported by all, import nothing of the package (limits: errors; config: errors and limits)."""
 STAGES = ("source", "tiles", "model", "entropy", "container", "blend", "sink")
 """Left to right."""

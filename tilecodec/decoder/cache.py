@@ -19,6 +19,10 @@ class BoundedCache(Generic[K, V]):
         self._items: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self.bytes = 0
 
+    def __contains__(self, key: K) -> bool:
+        with self._lock:
+            return key in self._items
+
     def get(self, key: K) -> V | None:
         """The value, made the most recent; None where it is not held."""
         with self._lock:

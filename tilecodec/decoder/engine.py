@@ -7,6 +7,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,9 @@ from tilecodec.limits import DEFAULT_LIMITS, Limits
 from tilecodec.model.gate import MemoryGate
 from tilecodec.tiles import TilePosition, Window
 from tilecodec.tiles.rolling import Block
+
+WINDOWS_READ: Final = 32
+"""Windows whose tiles' bytes are read together."""
 
 _Tiles = dict[TilePosition, Callable[[], DecodedTile]]
 """The tiles that a window is made of, each as a call that waits for it."""
@@ -69,10 +73,10 @@ def _window_sides(layout: LevelLayout) -> tuple[int, int]:
 
 
 def _rows_bytes(layout: LevelLayout, model: CodecModel) -> int:
-    """Bytes of two rows of decoded tiles, which windows in order need, within reason."""
+    """Bytes of the decoded tiles that windows in order need, within reason: a row, and those about it."""
     side = layout.grid.tile // model.config.y_stride
     tile = 2 * model.config.codec.y_channels * side * side * model.dtype.itemsize
-    return min(max((2 * layout.grid.cols + 16) * tile, 16 << 20), 256 << 20)
+    return min(max((layout.grid.cols + 16) * tile, 16 << 20), 256 << 20)
 
 
 class LevelDecoder:
@@ -139,8 +143,8 @@ class LevelDecoder:
         blender = RowBlender(grid, overlap, region)
         try:
             for position, pixels in windows:
-                # from the top down, nothing else needs that tile above; the block still covers some of the next one
-                self.fetcher.demote(TilePosition(position.row - 1, position.col - 2))
+                # from the top down, all that is still needed of this tile lies under the windows of the next row
+                self.fetcher.shrink(TilePosition(position.row, position.col - 1))
                 block = blender.add(position, self._beside(position, region) if pixels is None else pixels)
                 if block.pixels.size:
                     self._colour(block)
@@ -158,24 +162,48 @@ class LevelDecoder:
         entropy decoding of those after them ahead of the networks."""
         ahead = POOL.workers + 2
         coming = iter(positions)
+        expected: deque[TilePosition] = deque()
         fetching: deque[tuple[TilePosition, NDArray[np.uint8] | _Tiles]] = deque()
         running: deque[tuple[TilePosition, Callable[[], NDArray[np.uint8] | None]]] = deque()
-        while True:
-            for position in itertools.islice(coming, ahead - len(fetching)):
-                found = self._shared.windows.get((self.layout.path, position))
-                fetching.append((position, self._requested(position) if found is None else found))
-            while fetching and len(running) < ahead:
-                running.append(self._begun(*fetching.popleft()))
-            if not running:
-                return
-            position, window = running.popleft()
-            yield position, window()
+        try:
+            while True:
+                while len(fetching) < ahead:
+                    if not expected:
+                        expected.extend(self._expected(itertools.islice(coming, WINDOWS_READ)))
+                    if not expected:
+                        break
+                    position = expected.popleft()
+                    found = self._shared.windows.get((self.layout.path, position))
+                    fetching.append((position, self._requested(position) if found is None else found))
+                while fetching and len(running) < ahead:
+                    running.append(self._begun(*fetching.popleft()))
+                if not running:
+                    return
+                position, window = running.popleft()
+                yield position, window()
+        finally:
+            self.fetcher.forget(near for at in expected for near in self._made_of(at))
+
+    def _expected(self, positions: Iterable[TilePosition]) -> list[TilePosition]:
+        """Windows that come next, the bytes of what they are made of on their way."""
+        windows = list(positions)
+        missing = [at for at in windows if not self._shared.windows.has((self.layout.path, at))]
+        made_of = [(near, near.row < at.row) for at in missing for near in self._made_of(at)]
+        self.fetcher.expect(
+            dict.fromkeys(near for near, above in made_of if not above),
+            dict.fromkeys(near for near, above in made_of if above),
+        )
+        return windows
+
+    def _made_of(self, at: TilePosition) -> list[TilePosition]:
+        """The tiles that a window is made of."""
+        return list(self.layout.grid.neighbours(at)) if self.layout.codec.overlap else [at]
 
     def _requested(self, at: TilePosition) -> _Tiles:
-        """The tiles that a window is made of, on their way."""
-        grid = self.layout.grid
+        """The tiles that a window is made of, on their way; of those above no more than is needed."""
+        fetcher = self.fetcher
         return {
-            near: self.fetcher.request(near) for near in (grid.neighbours(at) if self.layout.codec.overlap else [at])
+            near: (fetcher.request_foot if near.row < at.row else fetcher.request)(near) for near in self._made_of(at)
         }
 
     def _begun(

@@ -32,6 +32,11 @@ class JobCache(Generic[K, V]):
         """A remembered result."""
         return self._results.get(key)
 
+    def has(self, key: K) -> bool:
+        """Whether the result is remembered, or under way."""
+        with self._lock:
+            return key in self._under_way or key in self._results
+
     def demote(self, key: K) -> None:
         """Makes a result the next to be dropped."""
         self._results.demote(key)

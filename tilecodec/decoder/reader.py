@@ -56,7 +56,7 @@ class TileReader:
         found = self._indexes.get(chunk)
         if found is None:
             rows, cols = self.layout.tiles_of(*chunk)
-            data = self._get(chunk, 0, index_bytes(rows, cols))
+            data = self.read_bytes(chunk, 0, index_bytes(rows, cols))
             if data is None:
                 raise LostTileError("a chunk is absent", where=where, reason="chunk-absent")
             found = parse_index(data, rows, cols, where)
@@ -88,8 +88,16 @@ class TileReader:
             )
         return size
 
-    def read(self, at: TilePosition) -> StoredTile:
+    def readable(self, entry: TileEntry) -> bool:
+        """Whether a tile has bytes, and no more than the limits allow."""
+        return 0 < entry.length <= self._limits.payload_bytes
+
+    def read(self, at: TilePosition, data: bytes | None = None) -> StoredTile:
         """A tile, its bytes checked.
+
+        Args:
+            at: its place.
+            data: its bytes in the chunk, where they were read before.
 
         Raises:
             LostTileError: it is absent.
@@ -108,14 +116,18 @@ class TileReader:
                 reason="empty-colour",
             )
         self._limits.check("payload_bytes", entry.length, where, TileLimitError)
-        data = self._bytes(at, entry, where) if entry.length else b""
+        data = self._bytes(at, entry, where, data) if entry.length else b""
         if entry.state is TileState.CODED:
             return StoredTile(at, entry.state, BLACK, self._payload(at, data, where))
         colour = parse_colour(data, where) if entry.state is TileState.EMPTY else BLACK
         return StoredTile(at, entry.state, colour, None)
 
-    def _get(self, chunk: tuple[int, int], offset: int, length: int) -> bytes | None:
-        """Bytes of a chunk of the container that the layout was read from, of no other that took its place."""
+    def read_bytes(self, chunk: tuple[int, int], offset: int, length: int) -> bytes | None:
+        """Bytes of a chunk, fewer where it ends before; None where it is absent.
+
+        Raises:
+            StorageError: the store failed, or another container took the place of the one that the layout is of.
+        """
         data, layout = self._store.get_range(self.layout.key(*chunk), offset, length), self.layout
         if layout.stamp is not None and self._store.stamp(DOCUMENT) != layout.stamp:
             raise StorageError(
@@ -125,8 +137,9 @@ class TileReader:
             )
         return data
 
-    def _bytes(self, at: TilePosition, entry: TileEntry, where: str) -> bytes:
-        data = self._get(self.layout.chunk_of(at), entry.offset, entry.length)
+    def _bytes(self, at: TilePosition, entry: TileEntry, where: str, data: bytes | None) -> bytes:
+        if data is None:
+            data = self.read_bytes(self.layout.chunk_of(at), entry.offset, entry.length)
         if data is None or len(data) != entry.length:
             raise CorruptTileError(
                 "the chunk is cut short",

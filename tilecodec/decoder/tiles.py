@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from tilecodec.container.chunk import TileState
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
+from tilecodec.decoder.ahead import ReadAhead
+from tilecodec.decoder.cache import BoundedCache
 from tilecodec.decoder.failures import FailedTiles
 from tilecodec.decoder.jobs import JobCache
 from tilecodec.decoder.reader import StoredTile, TileReader, check_model
@@ -37,10 +40,20 @@ class DecodedTile:
     the tile is lost."""
     scale: Tensor
     """Likewise."""
+    first_row: int = 0
+    """Rows of the core that ``y_hat`` and ``scale`` lack at the top, code positions."""
 
     def size_bytes(self) -> int:
         """What it takes in a cache."""
         return TILE_BYTES + self.y_hat.nbytes + self.scale.nbytes
+
+    def foot(self, rows: int) -> DecodedTile:
+        """The tile with its lowest rows of code positions alone."""
+        if self.colour is not None or self.state is TileState.LOST:
+            return self
+        above = self.y_hat.shape[1] - rows
+        y_hat, scale = (t[:, above:].clone() for t in (self.y_hat, self.scale))
+        return replace(self, y_hat=y_hat, scale=scale, first_row=self.first_row + above)
 
 
 class TileFetcher:
@@ -64,7 +77,19 @@ class TileFetcher:
         self._fill = fill
         self.failed = None if fill is None else FailedTiles(layout.grid.rows * layout.grid.cols)
         self._reader, self.layout, self._model = TileReader(store, layout, limits), layout, model
+        self._ahead = ReadAhead(self._reader)
         self._tiles: JobCache[TilePosition, DecodedTile] = JobCache(cache_bytes, DecodedTile.size_bytes)
+        self._foot_rows = -(-layout.codec.overlap // model.config.y_stride)
+        self._feet: BoundedCache[TilePosition, DecodedTile] = BoundedCache(cache_bytes)
+
+    def expect(self, tiles: Iterable[TilePosition], feet: Iterable[TilePosition]) -> None:
+        """Starts reading the bytes of tiles that will soon be requested, and of those of which only the foot will."""
+        wanted = itertools.chain(tiles, (at for at in feet if at not in self._feet))
+        self._ahead.expect(at for at in wanted if not self._tiles.has(at))
+
+    def forget(self, tiles: Iterable[TilePosition]) -> None:
+        """Tells that tiles are not expected after all."""
+        self._ahead.forget(tiles)
 
     def request(self, at: TilePosition) -> Callable[[], DecodedTile]:
         """Starts fetching and decoding a tile; the returned call waits for it.
@@ -73,13 +98,22 @@ class TileFetcher:
         """
         return self._tiles.request(at, lambda: self._fetch(at))
 
-    def demote(self, at: TilePosition) -> None:
-        """Tells that a tile is hardly needed any more."""
-        self._tiles.demote(at)
+    def request_foot(self, at: TilePosition) -> Callable[[], DecodedTile]:
+        """:meth:`request` where no more than the lowest rows, as many as the overlap takes, are needed."""
+        foot = self._feet.get(at)
+        return self.request(at) if foot is None else lambda: foot
+
+    def shrink(self, at: TilePosition) -> None:
+        """Tells that of a tile only its foot is needed any more."""
+        tile = self._tiles.get(at)
+        if tile is not None and tile.colour is None:
+            foot = tile.foot(self._foot_rows)
+            self._feet.put(at, foot, foot.size_bytes())
+            self._tiles.demote(at)
 
     def _fetch(self, at: TilePosition) -> DecodedTile:
         try:
-            return self._decode(self._reader.read(at))
+            return self._decode(self._reader.read(at, self._ahead.take(at)))
         except TileError as error:
             if self.failed is None:
                 raise
@@ -138,7 +172,7 @@ def assemble(
             continue
         take = (
             slice(None),
-            slice((y0 - core.y0) // stride, (y1 - core.y0) // stride),
+            slice((y0 - core.y0) // stride - tile.first_row, (y1 - core.y0) // stride - tile.first_row),
             slice((x0 - core.x0) // stride, (x1 - core.x0) // stride),
         )
         constant = tile.colour is not None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -18,9 +17,7 @@ from tilecodec.entropy.coder import SYMBOL_LIMIT, GroupDecoder, SymbolGroup, enc
 from tilecodec.entropy.parameters import EntropyModel, EntropyTables, StepParameters, places
 from tilecodec.entropy.payload import TilePayload, symbol_check
 from tilecodec.errors import CorruptTileError, UsageError
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from tilecodec.pools import Pool
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -169,7 +166,7 @@ def _channel_rows(shape: tuple[int, ...]) -> NDArray[np.uint16]:
     return np.repeat(np.arange(shape[0], dtype=np.uint16), shape[1] * shape[2])
 
 
-class SingleThreadPool:
+class SingleThreadPool(Pool):
     """Runs calls on worker threads whose torch operations use one thread each.
 
     Tiles are many, so threads are better spent on tiles than within one; and a network's result on one thread does not
@@ -177,32 +174,7 @@ class SingleThreadPool:
     """
 
     def __init__(self) -> None:
-        self._forget()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget)
-
-    def _forget(self) -> None:
-        """Threads do not survive a fork, and another thread may have held the lock at that moment."""
-        self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
-        self._workers = 0
-
-    def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Like :meth:`concurrent.futures.Executor.submit`. Calls begin in the order they came."""
-        with self._lock:
-            return self._started().submit(call, *args, **kwargs)
-
-    @property
-    def workers(self) -> int:
-        """How many calls run at a time."""
-        with self._lock:
-            self._started()
-            return self._workers
-
-    def _started(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = self._start()
-        return self._pool
+        super().__init__(0, "tilecodec-worker")
 
     def _start(self) -> ThreadPoolExecutor:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -215,7 +187,7 @@ class SingleThreadPool:
             torch.set_num_threads(1)
             barrier.wait()
 
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="tilecodec-worker", initializer=begin)
+        pool = ThreadPoolExecutor(workers, thread_name_prefix=self._name, initializer=begin)
         for _ in range(workers):
             pool.submit(int)
         barrier.wait()
