@@ -13,7 +13,7 @@ import tiny
 
 import tilecodec
 from tilecodec.budget import RESERVE, plan_memory
-from tilecodec.config import DecodeOptions, EncodeOptions, parse_bytes
+from tilecodec.config import DecodeOptions, EncodeOptions, parse_bytes, parse_device_budget
 from tilecodec.errors import NotEnoughMemoryError, UsageError
 from tilecodec.memory import peak_memory_bytes, used_memory_bytes
 
@@ -43,6 +43,9 @@ def test_what_is_no_amount(text: Any) -> None:
         DecodeOptions(memory=text)
     with pytest.raises(UsageError):
         EncodeOptions(memory=text)
+    with pytest.raises(UsageError, match="option device_memory is no amount"):
+        parse_device_budget(text, "cuda")
+    assert parse_device_budget(None, "cpu") is None
 
 
 def test_used_memory_is_that_of_the_process() -> None:

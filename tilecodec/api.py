@@ -199,7 +199,13 @@ def _encode(
     existing = _existing(target, local)
     if existing and not (settings.overwrite or settings.resume):
         raise TargetExistsError(got=target, expected="a new path", hint="Give --overwrite, or --resume to finish it")
-    model = shared_model(settings.model, settings.device, settings.precision, compile=settings.compile)
+    model = shared_model(
+        settings.model,
+        settings.device,
+        settings.precision,
+        compile=settings.compile,
+        device_memory=settings.device_memory,
+    )
     stride = model.config.z_stride
     if settings.tile % stride:
         raise UsageError(
@@ -538,7 +544,12 @@ class Image:
         options, named = self._options, layout.codec.model
         wanted = named.removeprefix("sha256:")
         model = shared_model(
-            options.model or named, options.device, options.precision, sha256=wanted, compile=options.compile
+            options.model or named,
+            options.device,
+            options.precision,
+            sha256=wanted,
+            compile=options.compile,
+            device_memory=options.device_memory,
         )
         store = self._store.under(layout.path)
         fill = options.fill if options.on_error == "fill" else None
@@ -592,6 +603,7 @@ def open(  # noqa: A001  # the verb users expect, as in zarr.open
     compile: bool = False,  # noqa: A002  # torch's own name for it
     cache_bytes: int = 64 << 20,
     memory: int | str | None = None,
+    device_memory: int | str | None = None,
     limits: Limits = DEFAULT_LIMITS,
     on_error: OnError = "raise",
     fill: Colour = (0, 0, 0),
@@ -607,6 +619,8 @@ def open(  # noqa: A001  # the verb users expect, as in zarr.open
         cache_bytes: decoded windows kept for the next read, of all levels together.
         memory: bytes, or such as ``"2GiB"``, that the process may take in all while it decodes, arrays that are
             returned not counted: see :mod:`tilecodec.budget`. By default, what the machine has.
+        device_memory: likewise, what weights and windows may take on a GPU: see :mod:`tilecodec.model.device_budget`.
+            By default, what is free there.
         limits: what the container may ask for at most.
         on_error: ``raise``: a read that meets a tile that cannot be decoded is a TileError, naming it. ``fill``: the
             tile's pixels are ``fill``, those of its neighbours as if it were the picture's edge, and
@@ -623,6 +637,7 @@ def open(  # noqa: A001  # the verb users expect, as in zarr.open
         compile=compile,
         cache_bytes=cache_bytes,
         memory=memory,
+        device_memory=device_memory,
         limits=limits,
         on_error=on_error,
         fill=fill,
@@ -642,6 +657,7 @@ def decode(
     compile: bool = False,  # noqa: A002  # torch's own name for it
     overwrite: bool = False,
     memory: int | str | None = None,
+    device_memory: int | str | None = None,
     limits: Limits = DEFAULT_LIMITS,
     on_error: OnError = "raise",
     fill: Colour = (0, 0, 0),
@@ -660,6 +676,7 @@ def decode(
         compile: see :func:`open`.
         overwrite: replace an existing target.
         memory: see :func:`open`.
+        device_memory: see :func:`open`.
         limits: see :func:`open`.
         on_error: see :func:`open`; with ``fill`` the report names the tiles.
         fill: see :func:`open`.
@@ -682,6 +699,7 @@ def decode(
         precision=precision,
         compile=compile,
         memory=memory,
+        device_memory=device_memory,
         limits=limits,
         on_error=on_error,
         fill=fill,

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from tilecodec.config import PRECISIONS, parse_budget
+from tilecodec.config import PRECISIONS, parse_budget, parse_device_budget
 from tilecodec.errors import CompileWarning, TileCodecError, UsageError
 from tilecodec.models.commands import add_commands
 
@@ -122,6 +122,7 @@ def _encode(arguments: argparse.Namespace) -> int:
         "precision": arguments.precision,
         "compile": arguments.compile,
         "memory": arguments.memory,
+        "device_memory": arguments.device_memory,
         "resume": arguments.resume,
         "overwrite": arguments.overwrite,
     }
@@ -153,7 +154,7 @@ def _decode(arguments: argparse.Namespace) -> int:
     region = None if arguments.region is None else parse_region(arguments.region)
     level = _integer("--level", arguments.level)
     device = _device(arguments.device)
-    memory = parse_budget(arguments.memory)
+    memory, device_memory = parse_budget(arguments.memory), parse_device_budget(arguments.device_memory, device)
     _set_verbose(arguments.verbose)
     from tilecodec import api
     from tilecodec.progress import progress_bar
@@ -169,6 +170,7 @@ def _decode(arguments: argparse.Namespace) -> int:
             precision=arguments.precision,
             compile=arguments.compile,
             memory=memory,
+            device_memory=device_memory,
             overwrite=arguments.overwrite,
             on_error=arguments.on_error,
             progress=progress,
@@ -327,6 +329,9 @@ def _parser() -> argparse.ArgumentParser:
 
     budget = argparse.ArgumentParser(add_help=False)
     budget.add_argument("--memory", metavar="SIZE", help="what the process may take in all, such as 2GiB")
+    budget.add_argument(
+        "--device-memory", metavar="SIZE", help="what weights and windows may take on a GPU, such as 6GiB"
+    )
     budget.add_argument("--verbose", action="store_true", help="say how the memory is divided")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], about: str, *parents: Any) -> Any:

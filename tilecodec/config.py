@@ -29,8 +29,12 @@ TILES_PER_CHUNK: Final = 4
 _UNITS: Final = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
-def parse_bytes(text: str | int) -> int:
+def parse_bytes(text: str | int, option: str = "memory") -> int:
     """``"2GiB"``, ``"800 MB"``, ``"1.5g"`` or a whole number of bytes.
+
+    Args:
+        text: the amount.
+        option: whose value it is, for the error.
 
     Raises:
         UsageError: it is none of these, or not above 0.
@@ -39,7 +43,7 @@ def parse_bytes(text: str | int) -> int:
     value = int(float(found[1]) * _UNITS[(found[2] or "").lower()]) if found and not isinstance(text, bool) else 0
     if value <= 0:
         raise UsageError(
-            "option memory is no amount of memory", got=text, expected="such as 2GiB or 800MB", where="memory"
+            f"option {option} is no amount of memory", got=text, expected="such as 2GiB or 800MB", where=option
         )
     return value
 
@@ -47,6 +51,29 @@ def parse_bytes(text: str | int) -> int:
 def parse_budget(memory: int | str | None) -> int | None:
     """An option ``memory`` in bytes; None where there is no budget."""
     return None if memory is None else parse_bytes(memory)
+
+
+def parse_device_budget(device_memory: int | str | None, device: Device) -> int | None:
+    """An option ``device_memory`` in bytes; None where there is no budget.
+
+    Args:
+        device_memory: the option.
+        device: the device that it is for; ``auto`` may turn out to be the CPU.
+
+    Raises:
+        UsageError: it is no amount of memory, or for the CPU.
+    """
+    if device_memory is None:
+        return None
+    if device == "cpu":
+        raise UsageError(
+            "option device_memory is for a GPU's memory",
+            got=device_memory,
+            expected="a CUDA device",
+            where="device_memory",
+            hint="On the CPU, --memory (Python: memory=...) bounds what the process takes",
+        )
+    return parse_bytes(device_memory, "device_memory")
 
 
 def _check(ok: bool, name: str, got: object, expected: str) -> None:
@@ -79,6 +106,9 @@ class EncodeOptions:
     memory: int | str | None = None
     """Bytes, or such as ``"2GiB"``, that the process may take in all, see :mod:`tilecodec.budget`; None: what the
     machine has."""
+    device_memory: int | str | None = None
+    """Bytes, or such as ``"6GiB"``, that weights and windows may take on a GPU, see
+    :mod:`tilecodec.model.device_budget`; None: what is free there."""
     overwrite: bool = False
     """Replace an existing target."""
     resume: bool = False
@@ -95,6 +125,7 @@ class EncodeOptions:
             _check(value is None or 0 <= value <= self.tile, name, value, f"0 to the tile side, {self.tile}")
         _check(not (self.overwrite and self.resume), "resume", "with overwrite", "one of the two")
         parse_budget(self.memory)
+        parse_device_budget(self.device_memory, self.device)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +142,8 @@ class DecodeOptions:
     """Bytes of decoded windows kept for the next read."""
     memory: int | str | None = None
     """See :attr:`EncodeOptions.memory`."""
+    device_memory: int | str | None = None
+    """See :attr:`EncodeOptions.device_memory`."""
     limits: Limits = DEFAULT_LIMITS
     """What the container may ask for at most."""
     on_error: OnError = "raise"
@@ -130,3 +163,4 @@ class DecodeOptions:
         )
         _check(self.cache_bytes >= 0, "cache_bytes", self.cache_bytes, "0 or more")
         parse_budget(self.memory)
+        parse_device_budget(self.device_memory, self.device)

@@ -239,7 +239,7 @@ def plan_encode(layout: LevelLayout, model: CodecModel, memory: int) -> EncodeRo
     sides = [min(layout.chunk_side + 2 * codec.halo, n) for n in (grid.padded_height, grid.padded_width)]
     chunk = sides[0] * sides[1] * 3
     side = tiles_together(model.config, codec.tile, codec.halo) * codec.tile + 2 * codec.halo
-    window = model.analyse_bytes(min(side, grid.padded_height), min(side, grid.padded_width))
+    window = model.analyse_bytes(min(side, grid.padded_height), min(side, grid.padded_width), host=True)
     # the chunk that is read ahead, the one at hand, the one that is written; what the source keeps decoded
     least = 3 * chunk + SOURCE_BYTES
     plan = plan_memory(memory, tiles=least, window=window, workers=POOL.workers, what="encoding")

@@ -16,6 +16,7 @@
     │   ├── ModelConfigError                   a model config with wrong fields
     │   ├── CheckpointError                    a checkpoint that cannot be converted
     │   └── NotEnoughMemoryError (MemoryError) this machine has less memory than the work needs
+    ├── DeviceError (RuntimeError)             a GPU failed, or is gone
     ├── TrainingError (RuntimeError)           a training run cannot begin or go on
     │   ├── DatasetError (ValueError)          too few pictures, too small or too flat ones
     │   ├── DivergedError (FloatingPointError) the loss is no number any more
@@ -176,6 +177,12 @@ class NotEnoughMemoryError(ModelError, MemoryError):
     """This machine has less memory than the work needs"""
 
     reason = "memory"
+
+
+class DeviceError(TileCodecError, RuntimeError):
+    """The device that networks run on failed"""
+
+    reason = "device"
 
 
 class TrainingError(TileCodecError, RuntimeError):

@@ -51,7 +51,7 @@ class SharedWork:
         self.plan: MemoryPlan | None = None
         if memory is not None:
             sides = _window_sides(layout)
-            window = model.decode_bytes(*sides) + 2 * sides[0] * sides[1] * 3
+            window = model.decode_bytes(*sides, host=True) + 2 * sides[0] * sides[1] * 3
             tiles = _rows_bytes(layout, model)
             self.plan = plan = plan_memory(
                 memory, tiles=tiles, window=window, workers=POOL.workers, cache=cache_bytes, what="decoding"

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
+import logging
 import platform
 import threading
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, cast
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tilecodec.config import PRECISIONS, Device, Precision
+from tilecodec.config import PRECISIONS, Device, Precision, parse_device_budget
 from tilecodec.entropy.codec import POOL, TileCodec
 from tilecodec.entropy.floats import float_entropy
 from tilecodec.entropy.parameters import EntropyModel, EntropyTables
@@ -24,10 +25,14 @@ from tilecodec.entropy.tables import CDFTable
 from tilecodec.errors import ModelError, ModelHashError, NotEnoughMemoryError, UsageError
 from tilecodec.memory import available_memory_bytes, keep_freed_memory
 from tilecodec.model.compiled import compile_network
-from tilecodec.model.footprint import analyse_bytes, decode_bytes
+from tilecodec.model.device import Lanes, Work, device_errors
+from tilecodec.model.device_budget import plan_device
+from tilecodec.model.footprint import analyse_bytes, decode_bytes, hyper_bytes, staged_bytes
 from tilecodec.model.gate import MemoryGate
 from tilecodec.model.loading import load_network, weights_bytes
 from tilecodec.model.weights import INTEGER_PARTS, ModelFile, find_model
+
+logger = logging.getLogger("tilecodec")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -35,7 +40,7 @@ class LatentWindow:
     """What the decoder networks take: a window of decoded latents in latent units."""
 
     y_hat: Tensor
-    """(Cy, h, w), the network's dtype and device."""
+    """(Cy, h, w) float, in the process's memory."""
     scale: Tensor
     """(Cy, h, w), likewise."""
 
@@ -51,10 +56,12 @@ class CodecModel:
         dtype: of the activations.
         precision: ``fp32``, ``bf16``, ``fp16`` or ``int8``.
         alias, sha256: the model's names.
+        weights_bytes: what the network's weights take on the device.
 
     Raises:
         ModelError: the file's tensors do not fit its config.
         NotEnoughMemoryError: the weights do not fit into the memory that is there.
+        DeviceError: the device failed.
     """
 
     def __init__(
@@ -70,24 +77,32 @@ class CodecModel:
         self.dtype = pick_dtype(self.device, precision)
         int8 = precision == "int8"
         self.precision = "int8" if int8 else _NAMES[self.dtype]
-        # On the CPU calls run side by side on a thread each, as many as memory allows; elsewhere one at a time.
-        self._alone = threading.Lock()
-        self._gate = MemoryGate(lambda: free_memory_bytes(self.device))
+        self._lanes = Lanes(self.device, lambda: free_memory_bytes(self.device))
+        self._device_memory: int | None = None
+        self._budget = MemoryGate(lambda: None)
+        self._bounded: WeakValueDictionary[int, CodecModel] = WeakValueDictionary()
+        self._bounded_lock = threading.Lock()
         if self.device.type == "cpu":
             keep_freed_memory()
         needed = weights_bytes(file.config, self.dtype, int8=int8, absent=INTEGER_PARTS)
         self._check_room(needed, f"the weights of {file.alias}")
         self.program = _program(file)
         self.tables = _tables(file, self.program)
-        self.network = load_network(
-            file.config,
-            {k: v for k, v in file.tensors.items() if not k.startswith(INTEGER_PARTS)},
-            device=self.device,
-            dtype=self.dtype,
-            int8=int8,
-            absent=INTEGER_PARTS,
-            where=file.path,
-        )
+        with device_errors(self.device, f"loading the weights of {file.alias}"):
+            self.network = load_network(
+                file.config,
+                {k: v for k, v in file.tensors.items() if not k.startswith(INTEGER_PARTS)},
+                device=self.device,
+                dtype=self.dtype,
+                int8=int8,
+                absent=INTEGER_PARTS,
+                where=file.path,
+            )
+            if precision == "fp32" and file.source:
+                self._take_float_entropy(file)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # other streams than this one will read the weights
+        self.weights_bytes = sum(t.nbytes for t in (*self.network.parameters(), *self.network.buffers()))
         codec = self.network.codec
         self.tile_codec = TileCodec(
             EntropyModel(self.program, device=torch.device("cpu")),
@@ -97,8 +112,6 @@ class CodecModel:
             codec.scale_activation,
         )
         self._gains = None if codec.gains is None else copy.deepcopy(codec.gains).cpu()
-        if precision == "fp32" and file.source:
-            self._take_float_entropy(file)
         if compile:
             compile_network(self.network, self._rehearse)
 
@@ -124,21 +137,47 @@ class CodecModel:
         else:
             run()
 
-    def decode_bytes(self, height: int, width: int) -> int:
+    def decode_bytes(self, height: int, width: int, *, host: bool = False) -> int:
         """An estimate of the memory that decoding a window takes, see :mod:`tilecodec.model.footprint`.
 
         Args:
             height: of the window, pixels.
             width: likewise.
+            host: in the process's own memory; otherwise, on the device.
         """
+        if host and self.device.type != "cpu":
+            return staged_bytes(self.config, height, width)
         return decode_bytes(self.config, height, width, self.dtype.itemsize, device=self.device.type)
 
-    def analyse_bytes(self, height: int, width: int) -> int:
-        """An estimate of the memory that analysing a window takes."""
+    def analyse_bytes(self, height: int, width: int, *, host: bool = False) -> int:
+        """An estimate of the memory that analysing a window takes, see :meth:`decode_bytes`."""
+        if host and self.device.type != "cpu":
+            return staged_bytes(self.config, height, width)
         return analyse_bytes(self.config, height, width, self.dtype.itemsize, device=self.device.type)
 
+    def within(self, device_memory: int | None) -> CodecModel:
+        """The same model, its calls bounded by a budget for the device's memory.
+
+        The networks are shared. Calls under equal budgets count together, those under other budgets by themselves.
+
+        Args:
+            device_memory: bytes that the weights and these calls may take, see :mod:`tilecodec.model.device_budget`;
+                None: what is free.
+        """
+        if device_memory is None:
+            return self
+        with self._bounded_lock:
+            found = self._bounded.get(device_memory)
+            if found is None:
+                found, left = copy.copy(self), max(device_memory - self.weights_bytes, 0)
+                found._device_memory, found._budget = device_memory, MemoryGate(lambda: left)
+                self._bounded[device_memory] = found
+            return found
+
     def check_decode(self, height: int, width: int) -> None:
-        """Refuses windows that do not fit into the memory that is there, one at a time.
+        """Refuses windows that do not fit into the memory that is there, or the device's budget, one at a time.
+
+        How the budget is divided goes to the log.
 
         Args:
             height: of the largest window, pixels.
@@ -147,11 +186,27 @@ class CodecModel:
         Raises:
             NotEnoughMemoryError: with what is needed and what is there.
         """
-        self._check_room(self.decode_bytes(height, width), f"decoding a window of {width} x {height} px")
+        needed = self.decode_bytes(height, width)
+        self._check_room(needed, f"decoding a window of {width} x {height} px")
+        self._check_budget(needed, "decoding")
 
     def check_analyse(self, height: int, width: int) -> None:
         """Likewise, of windows to be encoded."""
-        self._check_room(self.analyse_bytes(height, width), f"encoding a window of {width} x {height} px")
+        needed = self.analyse_bytes(height, width)
+        self._check_room(needed, f"encoding a window of {width} x {height} px")
+        self._check_budget(needed, "encoding")
+
+    def _check_budget(self, window: int, what: str) -> None:
+        if self._device_memory is not None:
+            plan = plan_device(
+                self._device_memory,
+                device=str(self.device),
+                weights=self.weights_bytes,
+                window=window,
+                workers=POOL.workers,
+                what=what,
+            )
+            logger.info("%s", plan)
 
     def _check_room(self, needed: int, what: str) -> None:
         free = free_memory_bytes(self.device)
@@ -166,9 +221,10 @@ class CodecModel:
             hint=f"Free some memory, {smaller}or take a smaller model",
         )
 
-    def _room(self, needed: int) -> AbstractContextManager[object]:
-        """To be entered around the network's work."""
-        return self._gate.room(needed) if self.device.type == "cpu" else self._alone
+    def _run(self, needed: int, what: str, work: Work, *inputs: Tensor) -> Tensor:
+        """The network's work, once there is room for it, see :meth:`Lanes.run`."""
+        with self._budget.room(needed):
+            return self._lanes.run(needed, what, work, *inputs)
 
     def rate(self, quality: float) -> float:
         """Quality 1..100 to the rate position 0..1."""
@@ -191,14 +247,21 @@ class CodecModel:
             quality: 1 to 100.
 
         Returns:
-            The code with its gain, (Cy, h, w) float32 on the device.
+            The code with its gain, (Cy, h, w) float32 in the process's memory.
+
+        Raises:
+            NotEnoughMemoryError: the device's memory is full, even with nothing beside it.
+            DeviceError: the device failed.
         """
         stride = self.config.y_stride
         rows, cols = (slice(s.start // stride, s.stop // stride) for s in core)
-        with self._room(self.analyse_bytes(*window.shape[:2])), torch.inference_mode():
-            levels = torch.from_numpy(window).to(self.device)
-            y = self.network.analyse_levels(levels)[0, :, rows, cols]
-            return y.float() * self.gain(quality)[0].to(self.device)
+        height, width = window.shape[:2]
+
+        def work(levels: Tensor, gain: Tensor) -> Tensor:
+            return self.network.analyse_levels(levels)[0, :, rows, cols].float() * gain
+
+        what = f"encoding a window of {width} x {height} px"
+        return self._run(self.analyse_bytes(height, width), what, work, torch.from_numpy(window), self.gain(quality)[0])
 
     def hyper_analyse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """What a tile is coded from.
@@ -207,11 +270,18 @@ class CodecModel:
             y: one tile's part of :meth:`analyse`'s result, (Cy, h, w), h and w multiples of 4.
 
         Returns:
-            The code (Cy, h, w) and the hyper-latent (Cz, h/4, w/4), float32 on the CPU.
+            The code (Cy, h, w) and the hyper-latent (Cz, h/4, w/4), float32 in the process's memory.
+
+        Raises: as :meth:`analyse`.
         """
-        with self._room(0), torch.inference_mode():
-            z = self.network.codec.h_a(y[None].to(self.dtype, memory_format=torch.channels_last))
-            return y.cpu(), z[0].float().cpu()
+
+        def work(code: Tensor) -> Tensor:
+            z: Tensor = self.network.codec.h_a(code[None].to(self.dtype, memory_format=torch.channels_last))
+            return z[0].float()
+
+        small = self.device.type == "cpu"  # beside the windows, which nobody need wait for then
+        needed = 0 if small else hyper_bytes(self.config, y.shape[1] * y.shape[2], self.dtype.itemsize)
+        return y, self._run(needed, "encoding a tile", work, y)
 
     def reconstruct(self, window: LatentWindow, quality: float) -> NDArray[np.uint8]:
         """Decoded latents to pixels.
@@ -222,19 +292,21 @@ class CodecModel:
 
         Returns:
             uint8 (h * y_stride, w * y_stride, 3).
+
+        Raises: as :meth:`analyse`.
         """
-        stride = self.config.y_stride
-        rows, cols = window.y_hat.shape[1:]
-        with self._room(self.decode_bytes(rows * stride, cols * stride)), torch.inference_mode():
-            y_hat, scale = (
-                t[None].to(self.device, self.dtype, memory_format=torch.channels_last)
-                for t in (window.y_hat, window.scale)
-            )
+        height, width = (n * self.config.y_stride for n in window.y_hat.shape[1:])
+
+        def work(y_hat: Tensor, scale: Tensor) -> Tensor:
+            y_hat, scale = (t[None].to(self.dtype, memory_format=torch.channels_last) for t in (y_hat, scale))
             rate = torch.full((1,), self.rate(quality), device=self.device)
             x0 = self.network.denoise(y_hat, scale, rate).x0
             if self.dtype == torch.float16 and not bool(x0.isfinite().all()):
                 raise ModelError("values leave the range of fp16", where=f"model {self.alias}", hint="Use bf16 or fp32")
-            return self.network.render_levels(x0.to(self.dtype)).cpu().numpy()
+            return self.network.render_levels(x0.to(self.dtype))
+
+        what = f"decoding a window of {width} x {height} px"
+        return self._run(self.decode_bytes(height, width), what, work, window.y_hat, window.scale).numpy()
 
     @lru_cache(maxsize=64)  # noqa: B019  # models live as long as the process
     def constant_latent(self, colour: tuple[int, int, int], quality: float) -> tuple[Tensor, Tensor]:
@@ -247,7 +319,7 @@ class CodecModel:
         window = np.empty((side, side, 3), np.uint8)
         window[:] = colour
         core = slice(self.config.z_stride, 2 * self.config.z_stride)
-        y = self.analyse(window, (core, core), quality).cpu()
+        y = self.analyse(window, (core, core), quality)
         _, inverse = self.gain(quality)
         middle = y[:, y.shape[1] // 2, y.shape[2] // 2, None, None]
         return torch.round(middle) * inverse, 0.11 * inverse.expand_as(middle)
@@ -271,7 +343,7 @@ def load_model(
             :class:`~tilecodec.errors.CompileWarning` tells, and the model works without.
 
     Raises:
-        UnknownModelError, ModelHashError, ModelError, NotEnoughMemoryError: see :mod:`tilecodec.errors`.
+        UnknownModelError, ModelHashError, ModelError, NotEnoughMemoryError, DeviceError: see :mod:`tilecodec.errors`.
     """
     return CodecModel(find_model(name), device=device, precision=precision, compile=compile)
 
@@ -283,6 +355,7 @@ def shared_model(
     *,
     sha256: str | None = None,
     compile: bool = False,  # noqa: A002  # torch's own name for it
+    device_memory: int | str | None = None,
 ) -> CodecModel:
     """:func:`load_model`, one copy per process of the same weights on the same device.
 
@@ -292,11 +365,14 @@ def shared_model(
         precision: see :func:`load_model`.
         sha256: hash the weights must have, hexadecimal.
         compile: see :func:`load_model`.
+        device_memory: bytes, or such as ``"6GiB"``, see :meth:`CodecModel.within`.
 
     Raises:
         ModelHashError: the model has another hash.
+        UsageError: ``device_memory`` is given and the device is the CPU.
     """
     picked = pick_device(device)
+    budget = parse_device_budget(device_memory, picked.type)
     dtype = pick_dtype(picked, precision)
     place = (str(picked), "int8" if precision == "int8" else _NAMES[dtype], compile)
     with _SHARED_LOCK:
@@ -316,7 +392,7 @@ def shared_model(
             where="model",
             hint="Give the model that wrote the container",
         )
-    return found
+    return found.within(budget)
 
 
 SHARED_MODELS = 4
@@ -326,8 +402,11 @@ _SHARED_LOCK = threading.Lock()
 
 def pick_device(device: Device) -> torch.device:
     """The torch device a device option stands for."""
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        with device_errors(torch.device("cuda"), "picking a device"):
+            return torch.device("cuda", torch.cuda.current_device())  # without a number, each thread has its own
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     try:
         picked = torch.device(device)
     except RuntimeError as error:
@@ -358,8 +437,9 @@ def free_memory_bytes(device: torch.device) -> int | None:
         return available_memory_bytes()
     if device.type != "cuda":
         return None
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    with device_errors(device, "asking for free memory"):
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 @lru_cache(maxsize=1)

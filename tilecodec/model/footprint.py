@@ -62,6 +62,30 @@ def analyse_bytes(config: DiTICConfig, height: int, width: int, value_bytes: int
     return SCRATCH + int(SLACK * (max(stages) + 3 * (1 + FLOAT + value_bytes) * px))
 
 
+def hyper_bytes(config: DiTICConfig, places: int, value_bytes: int) -> int:
+    """Bytes that the hyper-analysis of a tile takes.
+
+    Args:
+        config: the network's config.
+        places: code positions of the tile.
+        value_bytes: of the activations' dtype.
+    """
+    return SCRATCH + int(SLACK * places * config.codec.y_channels * (10 * value_bytes + FLOAT))
+
+
+def staged_bytes(config: DiTICConfig, height: int, width: int) -> int:
+    """Bytes of the process's own memory that a window takes while networks run over it elsewhere: its pixels, and two
+    float32 values for each of its code's, in pinned memory, which torch takes in powers of two.
+
+    Args:
+        config: the network's config.
+        height: of the window, pixels.
+        width: likewise.
+    """
+    px = height * width
+    return 2 * (3 * px + 2 * FLOAT * config.codec.y_channels * px // config.y_stride**2)
+
+
 def _dc_ae(vae: VAEConfig, height: int, width: int, b: int, device: str) -> int:
     """Either half of the official autoencoder: they mirror each other."""
     fullest = 0

@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import cache
+from typing import Protocol
 
 
 class MemoryGate:
@@ -17,13 +18,13 @@ class MemoryGate:
 
     Args:
         available: bytes that may be taken, None where nobody knows.
+        most: how many may run side by side, None: any number.
     """
 
-    def __init__(self, available: Callable[[], int | None]) -> None:
-        self._available = available
+    def __init__(self, available: Callable[[], int | None], most: int | None = None) -> None:
+        self._available, self._most = available, most
         self._forget()
-        _watch_forks()
-        _GATES.add(self)
+        forget_in_forks(self)
 
     def _forget(self) -> None:
         """The work of a process does not go on in its forks, and its locks may be held there for good."""
@@ -32,11 +33,14 @@ class MemoryGate:
         self._limit: int | None = None
 
     @contextlib.contextmanager
-    def room(self, size_bytes: int) -> Iterator[None]:
+    def room(self, size_bytes: int) -> Iterator[int | None]:
         """Runs the block once there is room for it.
 
         Args:
             size_bytes: what it will take.
+
+        Yields:
+            How many may run side by side, as it was when the block began. Where that is 1, the block is alone.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._fits(size_bytes))
@@ -44,28 +48,55 @@ class MemoryGate:
                 self._limit = self._available()
             self._running += 1
             self._taken += size_bytes
+            most = self._most
         try:
-            yield
+            yield most
         finally:
             with self._changed:
                 self._running -= 1
                 self._taken -= size_bytes
                 self._changed.notify_all()
 
+    def lower(self, seen: int | None) -> None:
+        """Lets half as many run side by side from now on as run now, at least one. To be called within a room.
+
+        Args:
+            seen: what the room gave. Nothing happens where the number has been lowered since: of several that fail
+                together the first one counts.
+        """
+        with self._changed:
+            if self._most == seen:
+                self._most = max(1, self._running // 2)
+
     def _fits(self, size_bytes: int) -> bool:
-        return not self._running or self._limit is None or self._taken + size_bytes <= self._limit
+        if not self._running:
+            return True
+        few = self._most is None or self._running < self._most
+        return few and (self._limit is None or self._taken + size_bytes <= self._limit)
 
 
-_GATES: weakref.WeakSet[MemoryGate] = weakref.WeakSet()
+class Forgetful(Protocol):
+    """What must begin anew in a fork."""
+
+    def _forget(self) -> None: ...
+
+
+_FORGETFUL: weakref.WeakSet[Forgetful] = weakref.WeakSet()
+
+
+def forget_in_forks(thing: Forgetful) -> None:
+    """Has something forget, in every fork of the process, what does not survive it: work under way, locks, threads."""
+    _watch_forks()
+    _FORGETFUL.add(thing)
 
 
 @cache
 def _watch_forks() -> None:
-    """Once per process, from when there is a gate."""
+    """Once per process, from when there is something to forget."""
 
     def forget() -> None:
-        for gate in _GATES:
-            gate._forget()
+        for thing in _FORGETFUL:
+            thing._forget()
 
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=forget)
