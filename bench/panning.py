@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=4096, help="side of the mosaic (default 4096)")
     parser.add_argument("--readers", type=int, default=8, help="threads that read (default 8)")
     parser.add_argument("--seconds", type=float, default=60, help="how long they read (default 60)")
-    parser.add_argument("--cache-mib", type=int, default=64, help="bound of the cache of decoded windows (default 64)")
+    parser.add_argument("--cache-mib", type=int, default=16, help="bound of the cache of decoded windows (default 16)")
     parser.add_argument("--tile", type=int, default=512, help="tile side (default 512)")
     parser.add_argument("--quality", type=float, default=50)
     parser.add_argument("--model", default="default", help="name or path")
