@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import sys
 from functools import cache
@@ -111,3 +112,16 @@ def keep_freed_memory() -> bool:
         return False
     wanted = ((mmap_threshold, 256 << 20), (trim_threshold, KEEP_BYTES), (arena_max, 1))
     return all(mallopt(*option) for option in wanted)
+
+
+def own_pages(size_bytes: int) -> mmap.mmap:
+    """Zeroed memory outside of the allocator's, which goes back to the system when it is let go.
+
+    For what stays long among much that comes and goes: in the heap it would leave holes too small for other use.
+
+    Args:
+        size_bytes: at least 1.
+    """
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, size_bytes)

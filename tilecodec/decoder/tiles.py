@@ -21,6 +21,7 @@ from tilecodec.decoder.reader import StoredTile, TileReader, check_model
 from tilecodec.entropy.model import CodecModel, LatentWindow
 from tilecodec.errors import TileError
 from tilecodec.limits import DEFAULT_LIMITS, Limits
+from tilecodec.memory import own_pages
 from tilecodec.tiles import TilePosition
 
 TILE_BYTES: Final = 256
@@ -52,7 +53,7 @@ class DecodedTile:
         if self.colour is not None or self.state is TileState.LOST:
             return self
         above = self.y_hat.shape[1] - rows
-        y_hat, scale = (t[:, above:].clone() for t in (self.y_hat, self.scale))
+        y_hat, scale = _apart(self.y_hat[:, above:], self.scale[:, above:])
         return replace(self, y_hat=y_hat, scale=scale, first_row=self.first_row + above)
 
 
@@ -80,7 +81,8 @@ class TileFetcher:
         self._ahead = ReadAhead(self._reader)
         self._tiles: JobCache[TilePosition, DecodedTile] = JobCache(cache_bytes, DecodedTile.size_bytes)
         self._foot_rows = -(-layout.codec.overlap // model.config.y_stride)
-        self._feet: BoundedCache[TilePosition, DecodedTile] = BoundedCache(cache_bytes)
+        rows = layout.grid.tile // model.config.y_stride
+        self._feet: BoundedCache[TilePosition, DecodedTile] = BoundedCache(cache_bytes * self._foot_rows // rows)
 
     def expect(self, tiles: Iterable[TilePosition], feet: Iterable[TilePosition]) -> None:
         """Starts reading the bytes of tiles that will soon be requested, and of those of which only the foot will."""
@@ -139,8 +141,17 @@ class TileFetcher:
         latent = model.tile_codec.decode(tile.payload, self.layout.where(tile.at))
         with torch.inference_mode():
             _, inverse = model.gain(tile.payload.quality)
-            y_hat, scale = ((t * inverse).to(model.dtype) for t in (latent.y_hat, latent.scale))
+            y_hat, scale = _apart(*((t * inverse).to(model.dtype) for t in (latent.y_hat, latent.scale)))
         return DecodedTile(tile.state, None, y_hat, scale)
+
+
+def _apart(*tensors: Tensor) -> list[Tensor]:
+    """Copies of tensors of one shape and dtype, in pages of their own."""
+    pages = own_pages(sum(tensor.nbytes for tensor in tensors))
+    copies = torch.frombuffer(pages, dtype=tensors[0].dtype).reshape(len(tensors), *tensors[0].shape)
+    for copy, tensor in zip(copies, tensors, strict=True):
+        copy.copy_(tensor)
+    return list(copies)
 
 
 def assemble(
