@@ -50,7 +50,7 @@ class StageClock:
     """Adds up seconds and calls of stages over all threads.
 
     Args:
-        settle: waits for what the device has been given.
+        settle: waits for what the thread has given to the device.
     """
 
     def __init__(self, settle: Callable[[], None]) -> None:
@@ -295,7 +295,10 @@ def _body(
         "per megapixel of the picture itself.\n\n"
     )
     if model.device.type != "cpu":
-        body += "The device is waited for before and after each of its stages, which keeps them from overlapping.\n\n"
+        body += (
+            "A thread waits for its stream before and after each stage on the device. Streams share the device, so a "
+            "stage's time counts others' work there as well; with `--threads 1` there is one stream.\n\n"
+        )
     body += "\n".join(f"- {line}" for line in lines) + "\n\n"
     return body + table(list(rows[0]), [list(row.values()) for row in rows])
 
@@ -310,7 +313,7 @@ def _settle(device: Any) -> None:
     import torch
 
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
 
 
 if __name__ == "__main__":
