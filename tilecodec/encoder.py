@@ -184,7 +184,8 @@ class LevelEncoder:
         for at, core in zip(group, cores, strict=True):
             rows = slice((core.y0 - whole.y0) // stride, (core.y1 - whole.y0) // stride)
             cols = slice((core.x0 - whole.x0) // stride, (core.x1 - whole.x0) // stride)
-            coded[at] = POOL.submit(self._payload, code[:, rows, cols], grid.true_core(at))
+            if not self._line.closed:
+                coded[at] = POOL.submit(self._payload, code[:, rows, cols], grid.true_core(at))
         return coded
 
     def _payload(self, code: Tensor, true: Window) -> bytes:
@@ -257,6 +258,8 @@ class AssemblyLine:
         self._waiting: deque[tuple[LevelEncoder, Chunk]] = deque()
         self._limit = room.waiting
         self.gate = room.gate
+        self.closed = False
+        """Whether nobody waits for payloads any more."""
 
     def read(self, call: Callable[[int, int], NDArray[np.uint8]], row: int, col: int) -> Future[NDArray[np.uint8]]:
         """Reads a chunk's pixels in the background."""
@@ -275,6 +278,7 @@ class AssemblyLine:
 
     def close(self) -> None:
         """Ends the reader. What has not begun is never coded."""
+        self.closed = True
         self._reader.shutdown(cancel_futures=True)
         for group in (group for _, chunk in self._waiting for group in chunk.groups):
             if not group.cancel() and group.done() and group.exception() is None:

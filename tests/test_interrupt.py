@@ -1,0 +1,83 @@
+"""Ctrl-C: the program ends soon, an encode can go on later, and a decode leaves nothing."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import tifffile
+import tiny
+
+import tilecodec
+from tilecodec.errors import IncompleteContainerError
+
+SECONDS = 2.0
+"""From the signal to the end of the process."""
+SIDE = 2048
+HEEDING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from tilecodec.cli import main
+sys.exit(main())
+"""
+"""The program; one that is begun in the background would have the signal ignored."""
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("picture") / "a.tif"
+    pixels = np.tile(skimage.data.coffee()[:384, :512], (6, 4, 1))[:SIDE, :SIDE]
+    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", compression="adobe_deflate")
+    return path
+
+
+@pytest.fixture(scope="module")
+def container(picture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("container") / "a.zarr"
+    tilecodec.encode(picture, path, model=tiny.tiny_model(), tile=128)
+    return path
+
+
+def interrupted(*words: object, when: Path, pattern: str) -> float:
+    """Runs a command until something lies there, then sends SIGINT; returns seconds until it ended."""
+    command = [sys.executable, "-c", HEEDING, *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        limit = time.monotonic() + 60
+        while not any(when.glob(pattern)):
+            assert process.poll() is None, "it ended before the signal"
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        begin = time.monotonic()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    return time.monotonic() - begin
+
+
+def test_an_encode_stops_soon_and_goes_on_to_the_same_bytes(picture: Path, container: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    words = ["encode", picture, path, "--model", tiny.tiny_model(), "--tile", 128]
+    assert interrupted(*words, when=path, pattern="0/c/0/*/*") < SECONDS
+    present = {p: p.stat().st_mtime_ns for p in path.glob("0/c/0/*/*")}
+    with pytest.raises(IncompleteContainerError, match="resume"):
+        tilecodec.open(path)
+    tilecodec.encode(picture, path, model=tiny.tiny_model(), tile=128, resume=True)
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in present.items())
+    files = {p.relative_to(container): p.read_bytes() for p in container.rglob("*") if p.is_file()}
+    assert files == {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def test_a_decode_stops_soon_and_leaves_nothing(container: Path, tmp_path: Path) -> None:
+    words = ["decode", container, tmp_path / "a.tif", "--model", tiny.tiny_model()]
+    assert interrupted(*words, when=tmp_path, pattern="*") < SECONDS
+    assert list(tmp_path.iterdir()) == []
