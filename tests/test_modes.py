@@ -220,33 +220,36 @@ def test_the_pyramid_is_made_of_two_by_two_means(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_reads_too(finished: Path) -> None:
-    """Workers do not survive a fork: the child starts its own, even where the parent was using them."""
+@pytest.mark.parametrize("delay", [0.0, 0.013, 0.037])
+def test_a_forked_process_reads_too(delay: float, finished: Path) -> None:
+    """Workers, and what they were doing, do not survive a fork: the child starts its own, even with an image that
+    another thread was reading."""
     whole = np.asarray(tilecodec.open(finished)[:])
     code = (
-        "import os, sys, threading, numpy as np, torch, tilecodec\n"
-        "from tilecodec.entropy.codec import POOL\n"
+        "import os, sys, threading, time, numpy as np, torch, tilecodec\n"
         "torch.set_num_threads(1)\n"
-        "path, model = sys.argv[1:]\n"
-        "first = np.asarray(tilecodec.open(path, model=model)[:])\n"
+        "path, model = sys.argv[1:3]\n"
+        "image = tilecodec.open(path, model=model, cache_bytes=0)\n"
+        "first = image[...]\n"
         "stop = threading.Event()\n"
         "def busy():\n"
         "    while not stop.is_set():\n"
-        "        POOL.submit(int).result()\n"
+        "        image[...]\n"
         "thread = threading.Thread(target=busy)\n"
         "thread.start()\n"
+        "time.sleep(float(sys.argv[3]))\n"
         "child = os.fork()\n"
         "if child == 0:\n"
-        "    os._exit(0 if np.array_equal(np.asarray(tilecodec.open(path, model=model)[:]), first) else 1)\n"
+        "    os._exit(0 if np.array_equal(image[...], first) else 1)\n"
         "stop.set(); thread.join()\n"
         "assert os.waitpid(child, 0)[1] == 0\n"
         "print(int(first.sum(dtype=np.int64)))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(finished), str(tiny.tiny_model())],
+        [sys.executable, "-W", "ignore", "-c", code, str(finished), str(tiny.tiny_model()), str(delay)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

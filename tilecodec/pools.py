@@ -1,15 +1,44 @@
-"""Threads that start with the first call, and anew in a fork."""
+"""Threads that start with the first call; and what becomes of threads, and of what they were doing, in a fork."""
 
 from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from functools import cache
+from typing import ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Forgetful(Protocol):
+    """What must begin anew in a fork."""
+
+    def _forget(self) -> None: ...
+
+
+_FORGETFUL: weakref.WeakSet[Forgetful] = weakref.WeakSet()
+
+
+def forget_in_forks(thing: Forgetful) -> None:
+    """Has something forget, in every fork of the process, what does not survive it: work under way, locks, threads."""
+    _watch_forks()
+    _FORGETFUL.add(thing)
+
+
+@cache
+def _watch_forks() -> None:
+    """Once per process, from when there is something to forget."""
+
+    def forget() -> None:
+        for thing in _FORGETFUL:
+            thing._forget()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=forget)
 
 
 class Pool:
@@ -23,8 +52,7 @@ class Pool:
     def __init__(self, workers: int, name: str) -> None:
         self._workers, self._name = workers, name
         self._forget()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget)
+        forget_in_forks(self)
 
     def _forget(self) -> None:
         """Threads do not survive a fork, and another thread may have held the lock at that moment."""

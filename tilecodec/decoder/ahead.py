@@ -12,7 +12,7 @@ from typing import Final
 from tilecodec.container.chunk import TileEntry
 from tilecodec.decoder.reader import TileReader
 from tilecodec.errors import TileError
-from tilecodec.pools import Pool
+from tilecodec.pools import Pool, forget_in_forks
 from tilecodec.tiles import TilePosition
 
 GAP_BYTES: Final = 64 << 10
@@ -75,6 +75,11 @@ class ReadAhead:
 
     def __init__(self, reader: TileReader) -> None:
         self._reader = reader
+        self._forget()
+        forget_in_forks(self)
+
+    def _forget(self) -> None:
+        """Requests under way are not answered in a fork."""
         self._coming: dict[TilePosition, Future[dict[TilePosition, _Part]]] = {}
         self._lock = threading.Lock()
 

@@ -6,6 +6,8 @@ import threading
 from collections import OrderedDict
 from typing import Generic, TypeVar
 
+from tilecodec.pools import forget_in_forks
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -15,6 +17,11 @@ class BoundedCache(Generic[K, V]):
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
+        self._forget()
+        forget_in_forks(self)
+
+    def _forget(self) -> None:
+        """Another thread may have been in the middle of a change."""
         self._lock = threading.Lock()
         self._items: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self.bytes = 0

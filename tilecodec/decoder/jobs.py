@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from tilecodec.decoder.cache import BoundedCache
 from tilecodec.entropy.codec import POOL
+from tilecodec.pools import forget_in_forks
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -25,6 +26,11 @@ class JobCache(Generic[K, V]):
     def __init__(self, limit_bytes: int, size: Callable[[V], int]) -> None:
         self._size = size
         self._results: BoundedCache[K, V] = BoundedCache(limit_bytes)
+        self._forget()
+        forget_in_forks(self)
+
+    def _forget(self) -> None:
+        """Work under way does not go on in a fork."""
         self._under_way: dict[K, Future[V]] = {}
         self._lock = threading.RLock()  # a job that is done at once tells so within the lock
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from tilecodec.errors import DeviceError, NotEnoughMemoryError
-from tilecodec.model.gate import MemoryGate, forget_in_forks
+from tilecodec.model.gate import MemoryGate
+from tilecodec.pools import forget_in_forks
 
 OUT_OF_MEMORY: Final = (
     "CUDA error: out of memory",

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
-import weakref
 from collections.abc import Callable, Iterator
-from functools import cache
-from typing import Protocol
+
+from tilecodec.pools import forget_in_forks
 
 
 class MemoryGate:
@@ -73,30 +71,3 @@ class MemoryGate:
             return True
         few = self._most is None or self._running < self._most
         return few and (self._limit is None or self._taken + size_bytes <= self._limit)
-
-
-class Forgetful(Protocol):
-    """What must begin anew in a fork."""
-
-    def _forget(self) -> None: ...
-
-
-_FORGETFUL: weakref.WeakSet[Forgetful] = weakref.WeakSet()
-
-
-def forget_in_forks(thing: Forgetful) -> None:
-    """Has something forget, in every fork of the process, what does not survive it: work under way, locks, threads."""
-    _watch_forks()
-    _FORGETFUL.add(thing)
-
-
-@cache
-def _watch_forks() -> None:
-    """Once per process, from when there is something to forget."""
-
-    def forget() -> None:
-        for thing in _FORGETFUL:
-            thing._forget()
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=forget)
