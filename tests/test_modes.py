@@ -219,6 +219,21 @@ def test_the_pyramid_is_made_of_two_by_two_means(tmp_path: Path) -> None:
                 assert any(np.array_equal(c[: part.shape[0], : part.shape[1]], part) for c in cores), (n, y, x)
 
 
+@pytest.mark.parametrize("on_error", ["raise", "fill"])
+def test_tiles_without_an_overlap(on_error: str, tmp_path: Path) -> None:
+    pixels = np.tile(catalogue.case("photo").pixels, (4, 4, 1))[:400, :300].copy()
+    pixels[128:256, 128:256] = (10, 200, 30)
+    path = tmp_path / "a.zarr"
+    tilecodec.encode(pixels, path, model=tiny.tiny_model(), tile=128, chunk_tiles=2, overlap=0)
+    if on_error == "fill":
+        (path / "0/c/0/1/0").unlink()
+    image = tilecodec.open(path, on_error=on_error, fill=(1, 2, 3))
+    whole = decode_reference(path, fill=(1, 2, 3)).transpose(2, 0, 1)
+    np.testing.assert_array_equal(image[...], whole)
+    np.testing.assert_array_equal(image[:, 100:390, 120:260], whole[:, 100:390, 120:260])
+    assert image.failed_tiles == (4 if on_error == "fill" else 0)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("delay", [0.0, 0.013, 0.037])
 def test_a_forked_process_reads_too(delay: float, finished: Path) -> None:

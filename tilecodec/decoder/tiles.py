@@ -106,12 +106,14 @@ class TileFetcher:
         return self.request(at) if foot is None else lambda: foot
 
     def shrink(self, at: TilePosition) -> None:
-        """Tells that of a tile only its foot is needed any more."""
+        """Tells that of a tile only its foot is needed any more, or nothing where no window below takes it."""
         tile = self._tiles.get(at)
-        if tile is not None and tile.colour is None:
+        if tile is None or tile.colour is not None:
+            return
+        if self._foot_rows and at.row + 1 < self.layout.grid.rows and at not in self._feet:
             foot = tile.foot(self._foot_rows)
             self._feet.put(at, foot, foot.size_bytes())
-            self._tiles.demote(at)
+        self._tiles.demote(at)
 
     def _fetch(self, at: TilePosition) -> DecodedTile:
         try:
