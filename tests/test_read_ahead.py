@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import tilecodec
 from tilecodec.container import store as stores
 from tilecodec.container.chunk import TileEntry, TileState, index_bytes, parse_index
 from tilecodec.container.store import ByteStore
+from tilecodec.decoder import ahead
 from tilecodec.decoder.ahead import GAP_BYTES, REQUEST_BYTES, spans
 from tilecodec.errors import StorageError
 from tilecodec.tiles import TilePosition
@@ -165,3 +167,25 @@ def test_a_reader_that_stops_early_leaves_nothing_behind(container: Path, watche
     next(blocks)
     blocks.close()
     assert len(image.level(0).decoder.fetcher._ahead._coming) < 24
+
+
+def test_a_reader_may_be_collected_while_another_one_expects(
+    container: Path, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The garbage collector ends an abandoned reader wherever its thread happens to be."""
+    decoder = tilecodec.open(container).level(0).decoder
+    abandoned = decoder.blocks(0, 1024, 0, 1024)
+    next(abandoned)
+
+    class Collecting:
+        def submit(self, *args: Any) -> Any:
+            abandoned.close()
+            return reads.submit(*args)
+
+    reads = ahead.READS
+    monkeypatch.setattr(ahead, "READS", Collecting())
+    monkeypatch.setattr(ahead, "EXPECTED_TILES", 3)
+    ending = threading.Thread(target=decoder.read, args=(900, 1024, 900, 1024), daemon=True)
+    ending.start()
+    ending.join(20)
+    assert not ending.is_alive()

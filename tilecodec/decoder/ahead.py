@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
@@ -81,19 +80,20 @@ class ReadAhead:
     def _forget(self) -> None:
         """Requests under way are not answered in a fork."""
         self._coming: dict[TilePosition, Future[dict[TilePosition, _Part]]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # its holder may be made to collect an abandoned reader, which forgets its tiles
 
     def expect(self, tiles: Iterable[TilePosition]) -> None:
         """Starts reading tiles that are not on their way."""
         chunks: dict[tuple[int, int], list[TilePosition]] = {}
+        wanted = dict.fromkeys(tiles)
         with self._lock:
-            for at in dict.fromkeys(tiles):
+            for at in wanted:
                 if at not in self._coming:
                     chunks.setdefault(self._reader.layout.chunk_of(at), []).append(at)
             for chunk, group in chunks.items():
                 self._coming |= dict.fromkeys(group, READS.submit(self._begin, chunk, group))
-            for at in list(itertools.islice(self._coming, max(len(self._coming) - EXPECTED_TILES, 0))):
-                del self._coming[at]
+            while len(self._coming) > EXPECTED_TILES:
+                self._coming.pop(next(iter(self._coming)), None)
 
     def take(self, at: TilePosition) -> bytes | None:
         """A tile's payload, waited for; None where it was not expected, or has to be asked for by itself.
