@@ -85,7 +85,7 @@ def entries(draw: st.DrawFn) -> dict[TilePosition, TileEntry]:
     for n in range(draw(st.integers(1, 30))):
         length = draw(st.sampled_from([1, 500, 9000, GAP_BYTES, GAP_BYTES + 1, REQUEST_BYTES // 3, REQUEST_BYTES * 2]))
         if draw(st.booleans()):
-            found[TilePosition(n // 6, n % 6)] = TileEntry(TileState.CODED, offset, length)
+            found[TilePosition(n // 6, n % 6)] = TileEntry(TileState.CODED, offset, length, 0)
         offset += length
     return found
 
@@ -141,6 +141,21 @@ def test_a_whole_level_asks_for_every_payload_once(container: Path, watched: Wat
     assert sum(end - begin for _, begin, end in watched.requests) <= 1.2 * sum(sizes.values())
     assert len(watched.requests) <= 4 * (1 + CHUNK)  # of a chunk its index, and each row of its tiles
     np.testing.assert_array_equal(plain, tilecodec.open(container)[...])
+
+
+def test_large_payloads_are_read_when_they_are_needed(
+    container: Path, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = tilecodec.open(container)[...]
+    watched.requests.clear()
+    monkeypatch.setattr(ahead, "PAYLOAD_BYTES", 0)
+    image = tilecodec.open(container)
+    np.testing.assert_array_equal(image[...], plain)
+    for path in (container / image.metadata.levels[0].path).glob("c/0/*/*"):
+        key = path.relative_to(container).as_posix()
+        entries = parse_index(path.read_bytes(), CHUNK, CHUNK, "here").entries
+        wanted = {(key, entry.offset, entry.offset + entry.length) for entry in entries}
+        assert {r for r in watched.requests if r[0] == key} == wanted | {(key, 0, index_bytes(CHUNK, CHUNK))}
 
 
 def test_requests_run_side_by_side(container: Path, watched: Watched) -> None:

@@ -18,6 +18,8 @@ GAP_BYTES: Final = 64 << 10
 """Between two payloads: so many bytes are rather read than asked around."""
 REQUEST_BYTES: Final = 4 << 20
 """The most of a request for several payloads."""
+PAYLOAD_BYTES: Final = 1 << 20
+"""Larger payloads are read when they are needed, one by one: many of them would take much memory while they wait."""
 EXPECTED_TILES: Final = 1024
 """Of more than these, those expected first are read one by one."""
 READS: Final = Pool(8, "tilecodec-read")
@@ -73,7 +75,7 @@ class ReadAhead:
     """
 
     def __init__(self, reader: TileReader) -> None:
-        self._reader = reader
+        self._reader, self._most = reader, min(PAYLOAD_BYTES, reader.limits.payload_bytes)
         self._forget()
         forget_in_forks(self)
 
@@ -119,7 +121,7 @@ class ReadAhead:
         except TileError:  # which reading it by itself will tell, in the tile's name
             return {}
         parts: dict[TilePosition, _Part] = {}
-        for span in spans({at: entry for at, entry in entries.items() if self._reader.readable(entry)}):
+        for span in spans({at: entry for at, entry in entries.items() if 0 < entry.length <= self._most}):
             answer = READS.submit(self._reader.read_bytes, chunk, span.offset, span.length)
             parts |= {at: _Part(answer, entries[at].offset - span.offset, entries[at].length) for at in span.tiles}
         return parts

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tilecodec.container.chunk import COLOUR, ChunkIndex, TileEntry, TileState, index_bytes, parse_colour, parse_index
+import google_crc32c
+
+from tilecodec.container.chunk import COLOUR_BYTES, ChunkIndex, TileEntry, TileState, index_bytes, parse_index
 from tilecodec.container.document import DOCUMENT
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
@@ -38,7 +40,7 @@ class TileReader:
     """Tiles of one level, each by two range reads. Safe to use from several threads."""
 
     def __init__(self, store: ByteStore, layout: LevelLayout, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._store, self.layout, self._limits = store, layout, limits
+        self._store, self.layout, self.limits = store, layout, limits
         self._indexes: BoundedCache[tuple[int, int], ChunkIndex] = BoundedCache(1 << 20)
 
     def index(self, chunk: tuple[int, int], where: str) -> ChunkIndex:
@@ -59,7 +61,7 @@ class TileReader:
             data = self.read_bytes(chunk, 0, index_bytes(rows, cols))
             if data is None:
                 raise LostTileError("a chunk is absent", where=where, reason="chunk-absent")
-            found = parse_index(data, rows, cols, where)
+            found = parse_index(data, rows, cols, where, self.layout.place(chunk))
             self._indexes.put(chunk, found, 64 * len(found.entries))
         return found
 
@@ -88,10 +90,6 @@ class TileReader:
             )
         return size
 
-    def readable(self, entry: TileEntry) -> bool:
-        """Whether a tile has bytes, and no more than the limits allow."""
-        return 0 < entry.length <= self._limits.payload_bytes
-
     def read(self, at: TilePosition, data: bytes | None = None) -> StoredTile:
         """A tile, its bytes checked.
 
@@ -107,19 +105,19 @@ class TileReader:
         entry, where = self.entry(at), self.layout.where(at)
         if entry.state is TileState.LOST:
             raise LostTileError("a tile is marked as lost", where=where, reason="tile-lost")
-        if entry.state is TileState.EMPTY and entry.length != COLOUR.size:
+        if entry.state is TileState.EMPTY and entry.length != COLOUR_BYTES:
             raise CorruptTileError(
                 "an empty tile needs one colour",
                 got=entry.length,
-                expected=f"{COLOUR.size} bytes",
+                expected=f"{COLOUR_BYTES} bytes",
                 where=where,
                 reason="empty-colour",
             )
-        self._limits.check("payload_bytes", entry.length, where, TileLimitError)
+        self.limits.check("payload_bytes", entry.length, where, TileLimitError)
         data = self._bytes(at, entry, where, data) if entry.length else b""
         if entry.state is TileState.CODED:
             return StoredTile(at, entry.state, BLACK, self._payload(at, data, where))
-        colour = parse_colour(data, where) if entry.state is TileState.EMPTY else BLACK
+        colour = (data[0], data[1], data[2]) if entry.state is TileState.EMPTY else BLACK
         return StoredTile(at, entry.state, colour, None)
 
     def read_bytes(self, chunk: tuple[int, int], offset: int, length: int) -> bytes | None:
@@ -147,6 +145,14 @@ class TileReader:
                 expected=f"{entry.length} bytes at offset {entry.offset}",
                 where=where,
                 reason="chunk-length",
+            )
+        if (crc := google_crc32c.value(data)) != entry.crc:
+            raise CorruptTileError(
+                "the tile's bytes are not those that the chunk's index knows",
+                got=f"{crc:08x}",
+                expected=f"{entry.crc:08x}",
+                where=where,
+                reason="tile-crc",
             )
         return data
 
