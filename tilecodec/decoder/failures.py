@@ -25,8 +25,9 @@ class FailedTiles:
 
         Args:
             number: the tile's place in its level, row by row.
-            error: what is wrong with it.
+            error: what is wrong with it. Its traceback, whose frames hold the tile's bytes, is let go.
         """
+        error = error.with_traceback(None)
         with self._lock:
             if number in self:
                 return
