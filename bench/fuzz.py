@@ -193,7 +193,7 @@ class Targets:
         codec = CodecConfiguration(
             model="sha256:" + "0" * 64, quality=50, tile=case["tile"], stride=case["stride"], overlap=0, halo=0
         )
-        layout = LevelLayout(path="0", grid=grid, chunk_tiles=case["chunk_tiles"], codec=codec)
+        layout = LevelLayout(path="0", grid=grid, chunk_tiles=case["chunk_tiles"], codec=codec, number=0)
         reader = TileReader(OneValue(data), layout)
         original = (VECTORS / case["name"]).read_bytes()
         reasons = []

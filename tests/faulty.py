@@ -6,6 +6,7 @@ The container is that of :func:`make`: levels "0" (300 x 290 px) and "1", tiles 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import tiny
 from skimage import data
 
 import tilecodec
-from tilecodec.container.chunk import TileState, index_bytes, pack_chunk, pack_colour, parse_index
+from tilecodec.container.chunk import ChunkPlace, TileState, index_bytes, pack_chunk, parse_index
 from tilecodec.entropy.payload import parse_payload
 
 PICTURE = data.coffee()[:300, :290]
@@ -103,19 +104,23 @@ def tile(reason: str, change: Callable[[bytes], tuple[TileState, bytes]], *, dee
     return Fault(reason, lambda path: repack(path / CHUNK, {0: change}), tile=True, deep=deep)
 
 
-def repack(key: Path, changes: dict[int, Callable[[bytes], tuple[TileState, bytes]]]) -> None:
+def repack(
+    key: Path, changes: dict[int, Callable[[bytes], tuple[TileState, bytes]]], place: ChunkPlace | None = None
+) -> None:
     """Writes a chunk anew with some of its tiles changed.
 
     Args:
         key: the chunk's file.
         changes: number of a tile in its chunk to what makes a state and payload of its payload.
+        place: that it is said to have; None: its own.
     """
     raw = key.read_bytes()
     rows, cols = raw[5], raw[6]
     tiles = [(e.state, raw[e.offset : e.offset + e.length]) for e in parse_index(raw, rows, cols, "").entries]
     for n, change in changes.items():
         tiles[n] = change(tiles[n][1])
-    key.write_bytes(pack_chunk(rows, cols, tiles))
+    own = ChunkPlace(*(int(key.parts[n]) for n in (-5, -2, -1)))
+    key.write_bytes(pack_chunk(rows, cols, tiles, place or own))
 
 
 def coded(**values: Any) -> Callable[[bytes], tuple[TileState, bytes]]:
@@ -267,12 +272,14 @@ FAULTS = [
     chunk("index-version", flip(7), "flags"),
     chunk("index-shape", flip(5)),
     chunk("index-crc", flip(9)),
+    Fault("index-place", lambda path: void(shutil.copy(path / "1" / CHUNK[2:], path / CHUNK)), tile=True, name="level"),
+    Fault("index-place", lambda path: repack(path / CHUNK, {}, ChunkPlace(0, 1, 0)), tile=True, name="row"),
     chunk("chunk-length", lambda raw: raw[: index_bytes(2, 2) + 5]),
+    chunk("tile-crc", flip(index_bytes(2, 2) + 30)),
     replace(chunk("chunk-rest", lambda raw: raw + b"more"), unread=True),
     tile("index-state", lambda _: (4, b"")),
     tile("tile-lost", lambda _: (TileState.LOST, b"")),
     tile("empty-colour", lambda _: (TileState.EMPTY, b"rgba")),
-    tile("colour-crc", lambda _: (TileState.EMPTY, flip(1)(pack_colour(b"rgb")))),
     tile("limit-payload-bytes", lambda _: (TileState.CODED, bytes((16 << 20) + 1))),
     tile("payload-length", lambda raw: (TileState.CODED, raw[:7])),
     tile("payload-crc", lambda raw: (TileState.CODED, flip(-1)(raw))),

@@ -104,7 +104,7 @@ def chunk(data: bytes) -> None:
     size = index_bytes(2, 2)
     codec_fields = {"model": "sha256:" + "0" * 64, "quality": 50, "tile": 64, "stride": 64, "overlap": 0, "halo": 0}
     layout = LevelLayout(
-        path="0", grid=TileGrid(150, 100, 64, 64), chunk_tiles=2, codec=CodecConfiguration(**codec_fields)
+        path="0", grid=TileGrid(150, 100, 64, 64), chunk_tiles=2, codec=CodecConfiguration(**codec_fields), number=0
     )
     whole = data[: size - 4] + struct.pack("<I", google_crc32c.value(data[: size - 4])) + data[size:]
     for part in (data, whole):

@@ -14,7 +14,7 @@ from faulty import PICTURE, edit
 from faulty import make as encode
 
 import tilecodec
-from tilecodec.container.chunk import TileState, index_bytes, pack_chunk, parse_index
+from tilecodec.container.chunk import ChunkPlace, TileState, index_bytes, pack_chunk, parse_index
 from tilecodec.errors import (
     CorruptTileError,
     IncompleteContainerError,
@@ -46,11 +46,12 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 # --- chunks ---------------------------------------------------------------------------------------------------------
 
+PLACE = ChunkPlace(0, 0, 0)
 TILES = [(TileState.CODED, b"abcde"), (TileState.EMPTY, b"rgb"), (TileState.NODATA, b""), (TileState.CODED, b"x" * 300)]
 
 
 def test_chunk_index_round_trip() -> None:
-    chunk = pack_chunk(2, 2, TILES)
+    chunk = pack_chunk(2, 2, TILES, PLACE)
     index = parse_index(chunk, 2, 2, "here")
     for n, (state, payload) in enumerate(TILES):
         entry = index.entry(n // 2, n % 2)
@@ -59,7 +60,7 @@ def test_chunk_index_round_trip() -> None:
 
 
 def test_every_flipped_bit_of_an_index_is_caught() -> None:
-    chunk = pack_chunk(2, 2, TILES)
+    chunk = pack_chunk(2, 2, TILES, PLACE)
     for bit in range(8 * index_bytes(2, 2)):
         broken = bytearray(chunk)
         broken[bit // 8] ^= 1 << bit % 8
@@ -169,7 +170,7 @@ def test_a_tile_marked_lost_is_an_error(copy: Path) -> None:
     index = parse_index(chunk, 2, 2, "")
     tiles = [(e.state, chunk[e.offset : e.offset + e.length]) for e in index.entries]
     tiles[3] = (TileState.LOST, b"")
-    key.write_bytes(pack_chunk(2, 2, tiles))
+    key.write_bytes(pack_chunk(2, 2, tiles, PLACE))
     with pytest.raises(LostTileError, match="tile row 1, column 1"):
         tilecodec.open(copy)[:, 150:160, 150:160]
 
@@ -182,6 +183,32 @@ def test_a_damaged_chunk_is_an_error_that_names_the_place(copy: Path, offset: in
     key.write_bytes(bytes(chunk))
     with pytest.raises(CorruptTileError, match="level 0"):
         tilecodec.open(copy)[:, :256, :256]
+
+
+@pytest.mark.parametrize(("taken", "level"), [("0/c/0/0/0", 1), ("1/c/0/0/0", 0)])
+def test_a_chunk_in_another_ones_place_is_an_error(copy: Path, taken: str, level: int) -> None:
+    """Both are of 2 x 2 tiles, and whole."""
+    shutil.copy(copy / taken, copy / str(level) / "c" / "0" / "0" / "0")
+    with pytest.raises(CorruptTileError, match=f"belongs elsewhere.*level {level}, chunk c/0/0/0"):
+        tilecodec.open(copy).level(level)[:, :100, :100]
+    with pytest.raises(CorruptTileError, match="belongs elsewhere"):
+        zarr.open_group(copy, mode="r")[str(level)][:, :100, :100]
+    assert {problem.reason for problem in tilecodec.validate(copy).problems} == {"index-place"}
+
+
+def test_a_tile_in_another_ones_place_is_an_error(tmp_path: Path) -> None:
+    """Two payloads of one length, each in order by itself, change places."""
+    tiles = [(TileState.EMPTY, bytes([grey] * 3)) for grey in (10, 200)]
+    pixels = np.full((128, 256, 3), 10, np.uint8)
+    pixels[:, 128:] = 200
+    path = tmp_path / "p.zarr"
+    tilecodec.encode(pixels, path, model=tiny.tiny_model(), tile=128, chunk_tiles=2, levels=1)
+    chunk = path / "0" / "c" / "0" / "0" / "0"
+    whole = chunk.read_bytes()
+    assert whole == pack_chunk(1, 2, tiles, PLACE)
+    chunk.write_bytes(whole[: index_bytes(1, 2)] + tiles[1][1] + tiles[0][1])
+    with pytest.raises(CorruptTileError, match="not those that the chunk's index knows"):
+        tilecodec.open(path)[...]
 
 
 def test_a_chunk_cut_short_is_an_error(copy: Path) -> None:
@@ -353,10 +380,10 @@ def test_a_level_is_read_without_its_container(finished: Path, tmp_path: Path) -
     ("data", "reason"),
     [
         (b"TCK", "index-magic"),
-        (b"TCK1\x01\xff\xff\x00" + bytes(400_000), "index-shape"),
-        (b"TCK1\x01\x01\x01\x00" + bytes(9), "index-crc"),
-        (pack_chunk(1, 1, [(TileState.CODED, b"\x01\x00" + b"\xff" * 14)]), "payload-size"),
-        (pack_chunk(1, 1, [(TileState.CODED, bytes(16))]), "payload-size"),
+        (b"TCK1\x02\xff\xff\x00" + bytes(600_000), "index-shape"),
+        (b"TCK1\x02\x01\x01\x00" + bytes(25), "index-crc"),
+        (pack_chunk(1, 1, [(TileState.CODED, b"\x01\x00" + b"\xff" * 14)], PLACE), "payload-size"),
+        (pack_chunk(1, 1, [(TileState.CODED, bytes(16))], PLACE), "payload-size"),
     ],
 )
 def test_a_faulty_chunk_alone_is_refused_before_anything_large_is_made(

@@ -125,19 +125,20 @@ def test_payload_fields_lie_where_the_table_says() -> None:
 
 def test_chunk_is_as_tabled() -> None:
     head, entry = fields("container.md")
-    assert chunk.HEAD.format == "<4sBBBB"
-    assert [r["size"] for r in head[:5]] == ["4", "1", "1", "1", "1"]
-    assert [int(r["offset"]) for r in head[:6]] == [0, 4, 5, 6, 7, chunk.HEAD.size]
+    assert chunk.HEAD.format == "<4sBBBBIII"
+    assert [r["size"] for r in head[:8]] == ["4", "1", "1", "1", "1", "4", "4", "4"]
+    assert [int(r["offset"]) for r in head[:9]] == [0, 4, 5, 6, 7, 8, 12, 16, chunk.HEAD.size]
     assert "<" + "".join(SIZES[r["type"]] for r in entry) == chunk.ENTRY.format
-    assert f"{chunk.ENTRY.size}·R·C" in head[5]["size"]
+    assert f"{chunk.ENTRY.size}·R·C" in head[8]["size"]
     assert f"`{chunk.MAGIC.decode()}`" in text("container.md")
-    assert chunk.index_bytes(3, 2) == 12 + 5 * 3 * 2
+    assert chunk.index_bytes(3, 2) == 24 + 9 * 3 * 2
     tiles = [(chunk.TileState.EMPTY, b"rgb"), (chunk.TileState.NODATA, b""), (chunk.TileState.CODED, b"coded")]
-    made = chunk.pack_chunk(1, 3, tiles)
-    assert made[:8] == b"TCK1\x01\x01\x03\x00"
-    assert made[8:23] == bytes([2, 3, 0, 0, 0, 3, 0, 0, 0, 0, 1, 5, 0, 0, 0])
-    assert made[23:27] == struct.pack("<I", google_crc32c.value(made[:23]))
-    assert made[27:] == b"rgbcoded"
+    made = chunk.pack_chunk(1, 3, tiles, chunk.ChunkPlace(level=1, row=2, col=3))
+    assert made[:20] == b"TCK1\x02\x01\x03\x00\x01\0\0\0\x02\0\0\0\x03\0\0\0"
+    entries = [(2, b"rgb"), (3, b""), (1, b"coded")]
+    assert made[20:47] == b"".join(struct.pack("<BII", s, len(p), google_crc32c.value(p)) for s, p in entries)
+    assert made[47:51] == struct.pack("<I", google_crc32c.value(made[:47]))
+    assert made[51:] == b"rgbcoded"
 
 
 def test_tile_states_are_as_tabled() -> None:

@@ -231,7 +231,11 @@ def _encode(
     )
     layouts = tuple(
         LevelLayout(
-            path=str(n), grid=TileGrid(*size, settings.tile, stride), chunk_tiles=settings.chunk_tiles, codec=codec
+            path=str(n),
+            grid=TileGrid(*size, settings.tile, stride),
+            chunk_tiles=settings.chunk_tiles,
+            codec=codec,
+            number=n,
         )
         for n, size in enumerate(level_sizes(pixels.height, pixels.width, settings.levels))
     )
@@ -801,7 +805,7 @@ def info(path: PathLike, *, limits: Limits = DEFAULT_LIMITS) -> ContainerInfo:
                 data = array.get_range(key, 0, index_bytes(rows, cols))
                 if data is None:
                     continue
-                index = parse_index(data, rows, cols, f"level {layout.path}, chunk {key}")
+                index = parse_index(data, rows, cols, f"level {layout.path}, chunk {key}", layout.place((row, col)))
                 present += 1
                 size += array.size(key)
                 payload += sum(entry.length for entry in index.entries)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilecodec.budget import MemoryPlan, plan_memory
-from tilecodec.container.chunk import TileState, pack_chunk, pack_colour
+from tilecodec.container.chunk import ChunkPlace, TileState, pack_chunk
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
 from tilecodec.entropy.codec import POOL
@@ -66,6 +66,7 @@ class Chunk:
     """A chunk that is being coded."""
 
     key: str
+    place: ChunkPlace
     rows: int
     cols: int
     pixels: int
@@ -161,7 +162,7 @@ class LevelEncoder:
             group = [at for at in near if at not in empty]
             if group:
                 groups.append(POOL.submit(self._encode_group, block, origin, group))
-        return Chunk(key, rows, cols, pixels, positions, empty, groups)
+        return Chunk(key, ChunkPlace(layout.number, row, col), rows, cols, pixels, positions, empty, groups)
 
     def _encode_group(
         self, block: NDArray[np.uint8], origin: Window, group: list[TilePosition]
@@ -199,12 +200,10 @@ class LevelEncoder:
         """Puts a chunk into the store, waiting for what is not coded yet."""
         coded = {at: future for group in chunk.groups for at, future in group.result().items()}
         tiles = [
-            (TileState.EMPTY, pack_colour(chunk.empty[at]))
-            if at in chunk.empty
-            else (TileState.CODED, coded[at].result())
+            (TileState.EMPTY, chunk.empty[at]) if at in chunk.empty else (TileState.CODED, coded[at].result())
             for at in chunk.positions
         ]
-        data = pack_chunk(chunk.rows, chunk.cols, tiles)
+        data = pack_chunk(chunk.rows, chunk.cols, tiles, chunk.place)
         self._store.set(chunk.key, data)
         payload = sum(len(t) for _, t in tiles)
         self._done(ChunkDone(chunk.pixels, len(data), payload, len(tiles), len(chunk.empty)))

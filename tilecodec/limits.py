@@ -34,7 +34,7 @@ class Limits:
     """Tile side, pixels."""
     chunk_tiles: int = 16
     """Tiles along a chunk's side."""
-    index_bytes: int = 1292
+    index_bytes: int = 2328
     """Bytes of a chunk's index."""
     payload_bytes: int = 16 << 20
     """Bytes of a tile's payload."""

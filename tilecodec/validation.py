@@ -167,7 +167,7 @@ class _Validation:
                 stamps.append(stamp)
         for fault in pyramid_faults(arrays, self._path):
             self._add(fault)
-        return [make_layout(array, str(n), stamp) for (n, array), stamp in zip(arrays, stamps, strict=True)]
+        return [make_layout(array, str(n), stamp, n) for (n, array), stamp in zip(arrays, stamps, strict=True)]
 
     def _array(self, path: str) -> dict[str, Any] | None:
         where = f"{self._path}, level {path}"

@@ -21,7 +21,7 @@ from zarr.storage import MemoryStore, StorePath
 
 from tilecodec.container.chunk import HEAD, MAGIC, TileState, parse_index
 from tilecodec.container.document import DOCUMENT
-from tilecodec.container.metadata import CODEC_NAME, CodecConfiguration, LevelLayout, read_layout, refuse_incomplete
+from tilecodec.container.metadata import CODEC_NAME, CodecConfiguration, LevelLayout, number_in_group, read_layout
 from tilecodec.container.rules import MAX_CHUNK_TILES
 from tilecodec.container.store import ByteStore
 from tilecodec.entropy.payload import HEADER
@@ -56,22 +56,21 @@ class _OpenArrays:
                 self._decoders.move_to_end(key)
                 return found[1]
             array = ByteStore(store, path)
-            _check_complete(store, path)
-            decoder = make_decoder(array, read_layout(array, path.rsplit("/", 1)[-1], str(store)))
+            number = _number(store, path)
+            decoder = make_decoder(array, read_layout(array, path.rsplit("/", 1)[-1], str(store), number=number))
             self._decoders[key] = (weakref.ref(store), decoder)
             while len(self._decoders) > OPEN_ARRAYS:
                 self._decoders.popitem(last=False)
             return decoder
 
 
-def _check_complete(store: Store, path: str) -> None:
-    """Refuses a level array whose container was never finished, where the store reaches the container's group."""
+def _number(store: Store, path: str) -> int | None:
+    """The level's number in its container, where the store reaches the container's group, which must be finished."""
     if not path:
-        return
-    parent = path.rpartition("/")[0]
+        return None
+    parent, _, name = path.rpartition("/")
     group = ByteStore(store, parent)
-    if group.exists(DOCUMENT):
-        refuse_incomplete(group, f"{store}/{parent}")
+    return number_in_group(group, name, f"{store}/{parent}") if group.exists(DOCUMENT) else None
 
 
 _ARRAYS = _OpenArrays()
@@ -254,7 +253,11 @@ def decode_alone(data: bytes, codec: CodecConfiguration, shape: tuple[int, ...])
     width = (cols - 1) * codec.tile + true_extent([r * cols + cols - 1 for r in range(rows)], 3)
     store = ByteStore(MemoryStore())
     layout = LevelLayout(
-        path="", grid=TileGrid(height, width, codec.tile, codec.stride), chunk_tiles=max(rows, cols), codec=codec
+        path="",
+        grid=TileGrid(height, width, codec.tile, codec.stride),
+        chunk_tiles=max(rows, cols),
+        codec=codec,
+        loose=True,
     )
     store.set(layout.key(0, 0), data)
     pixels = make_decoder(store, layout).read(0, height, 0, width)

@@ -18,21 +18,18 @@ PLACE: Final = {"model": "plain", "height": 150, "width": 100, "tile": 64, "stri
 """The level: 3 x 2 tiles in 2 x 1 chunks."""
 
 
-def colour(rgb: bytes) -> bytes:
-    """An empty tile's bytes."""
-    return rgb + struct.pack("<I", google_crc32c.value(rgb))
-
-
 def chunk(
     tiles: list[tuple[int, bytes]],
     rows: int = 2,
     cols: int = 2,
     *,
     magic: bytes = b"TCK1",
-    version: int = 1,
+    version: int = 2,
     flags: int = 0,
+    place: tuple[int, int, int] = (0, 0, 0),
     crc: int = 0,
     lengths: dict[int, int] | None = None,
+    crcs: dict[int, int] | None = None,
 ) -> bytes:
     """A chunk's bytes.
 
@@ -43,13 +40,20 @@ def chunk(
         magic: first four bytes.
         version: fifth byte.
         flags: eighth byte.
+        place: level, chunk row, chunk column.
         crc: what the index's CRC is XORed with.
         lengths: other lengths than the payloads', by the tile's number.
+        crcs: what the payloads' CRCs are XORed with, likewise.
     """
-    index = magic + struct.pack("<BBBB", version, rows, cols, flags)
+    index = magic + struct.pack("<BBBBIII", version, rows, cols, flags, *place)
+    body = b"".join(payload for _, payload in tiles)
+    begin = 0
     for n, (state, payload) in enumerate(tiles):
-        index += struct.pack("<BI", state, (lengths or {}).get(n, len(payload)))
-    return index + struct.pack("<I", google_crc32c.value(index) ^ crc) + b"".join(p for _, p in tiles)
+        length = (lengths or {}).get(n, len(payload))
+        known = google_crc32c.value(body[begin : begin + length]) ^ (crcs or {}).get(n, 0)
+        index += struct.pack("<BII", state, length, known)
+        begin += length
+    return index + struct.pack("<I", google_crc32c.value(index) ^ crc) + body
 
 
 def coded(height: int, width: int, style: str = "usual") -> Tile:
@@ -61,8 +65,8 @@ def valid_chunks() -> Iterator[Case]:
     """Chunks of one level, with tiles in every state that can be read."""
 
     def case(name: str, row: int, shape: tuple[int, int], tiles: list[tuple[int, bytes, Tile | None]]) -> Case:
-        data = chunk([(state, payload) for state, payload, _ in tiles], *shape)
-        facts, offset = [], 12 + 5 * len(tiles)
+        data = chunk([(state, payload) for state, payload, _ in tiles], *shape, place=(0, row, 0))
+        facts, offset = [], 24 + 9 * len(tiles)
         for n, (state, payload, t) in enumerate(tiles):
             fact = {"row": row * 2 + n // shape[1], "col": n % shape[1], "state": NAMES[state], "offset": offset}
             fact |= {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
@@ -75,7 +79,7 @@ def valid_chunks() -> Iterator[Case]:
         t = coded(height, width, style)
         return CODED, t.payload(), t
 
-    empty, nodata = (EMPTY, colour(b"\x00\x80\xff"), None), (NODATA, b"", None)
+    empty, nodata = (EMPTY, b"\x00\x80\xff", None), (NODATA, b"", None)
     yield case("all-states", 0, (2, 2), [whole(64, 64), empty, nodata, whole(64, 36)])
     yield case("all-coded", 0, (2, 2), [whole(64, 64, "wild"), whole(64, 36), whole(64, 64), whole(64, 36)])
     yield case("last-row", 1, (1, 2), [whole(22, 64), whole(22, 36)])
@@ -86,7 +90,7 @@ def valid_chunks() -> Iterator[Case]:
 def faulty_chunks() -> Iterator[Case]:
     """Chunks that break one rule each; ``row`` and ``col`` name a tile whose reading gives the reason."""
     first, second = coded(64, 64), coded(64, 36)
-    good = [(CODED, first.payload()), (EMPTY, colour(b"\x00\x80\xff")), (NODATA, b""), (CODED, second.payload())]
+    good = [(CODED, first.payload()), (EMPTY, b"\x00\x80\xff"), (NODATA, b""), (CODED, second.payload())]
 
     def case(reason: str, what: str, data: bytes, row: int = 0, col: int = 0) -> Case:
         facts = PLACE | {"chunk_row": 0, "chunk_col": 0, "row": row, "col": col, "reason": reason}
@@ -96,18 +100,22 @@ def faulty_chunks() -> Iterator[Case]:
         return [*good[:n], (state, payload), *good[n + 1 :]]
 
     whole = chunk(good)
-    for length in (0, 4, 8, 31):
+    for length in (0, 4, 8, 20, 59):
         yield case("index-length", f"{length}", whole[:length])
     yield case("index-magic", "zip", chunk(good, magic=b"PK\3\4"))
     yield case("index-magic", "zeros", bytes(len(whole)))
-    yield case("index-version", "2", chunk(good, version=2))
+    yield case("index-version", "1", chunk(good, version=1))
+    yield case("index-version", "3", chunk(good, version=3))
     yield case("index-version", "0", chunk(good, version=0))
     yield case("index-version", "flags", chunk(good, flags=1))
     yield case("index-shape", "one-row", chunk(good, rows=1))
     yield case("index-shape", "transposed", chunk(good, rows=4, cols=1))
     yield case("index-shape", "none", chunk(good, rows=0, cols=0))
     yield case("index-crc", "bit", chunk(good, crc=1 << 31))
-    yield case("index-crc", "length", whole[:9] + b"\xff" + whole[10:])
+    yield case("index-crc", "length", whole[:21] + b"\xff" + whole[22:])
+    yield case("index-place", "level", chunk(good, place=(1, 0, 0)))
+    yield case("index-place", "row", chunk(good, place=(0, 1, 0)))
+    yield case("index-place", "column", chunk(good, place=(0, 0, 1 << 31)))
     for n in range(4):
         yield case("index-state", f"4-at-{n}", chunk(with_tile(n, 4, b"")), n // 2, n % 2)
     yield case("index-state", "255", chunk(with_tile(0, 255, b"")))
@@ -116,19 +124,24 @@ def faulty_chunks() -> Iterator[Case]:
     yield case("index-state", "elsewhere", chunk(with_tile(3, 9, b"")))
     yield case("tile-lost", "first", chunk(with_tile(0, LOST, b"")))
     yield case("tile-lost", "last", chunk(with_tile(3, LOST, b"")), 1, 1)
-    for size in (0, 3, 6, 8, 100):
+    for size in (0, 2, 4, 7, 100):
         yield case("empty-colour", f"{size}", chunk(with_tile(1, EMPTY, bytes(size))), 0, 1)
-    yield case("colour-crc", "bit", chunk(with_tile(1, EMPTY, b"\x01" + colour(b"\x00\x80\xff")[1:])), 0, 1)
-    yield case("colour-crc", "zeros", chunk(with_tile(1, EMPTY, bytes(7))), 0, 1)
     yield case("limit-payload-bytes", "length", chunk(good, lengths={0: (16 << 20) + 1}))
     yield case("limit-payload-bytes", "largest", chunk(good, lengths={3: 0xFFFFFFFF}), 1, 1)
     yield case("chunk-length", "cut", whole[:-1], 1, 1)
-    yield case("chunk-length", "index-only", whole[:32])
+    yield case("chunk-length", "index-only", whole[:60])
     yield case("chunk-length", "stated", chunk(good, lengths={3: len(good[3][1]) + 4}), 1, 1)
-    yield case("chunk-length", "colour", chunk([(EMPTY, colour(b"abc"))] * 4)[:-2], 1, 1)
+    yield case("chunk-length", "colour", chunk([(EMPTY, b"abc")] * 4)[:-2], 1, 1)
     yield case("payload-length", "none", chunk(with_tile(0, CODED, b"")))
     yield case("payload-crc", "in-chunk", chunk(with_tile(0, CODED, bytes([2]) + good[0][1][1:])))
     yield case("payload-crc", "shifted", chunk(good, lengths={0: len(good[0][1]) - 4}))
+    yield case("tile-crc", "bit", chunk(good, crcs={0: 1}))
+    yield case("tile-crc", "colour", chunk(good, crcs={1: 1 << 31}), 0, 1)
+    same = [(CODED, first.payload()), (CODED, coded(64, 36, "wild").payload())] * 2
+    swapped = chunk(same)
+    begin, size = len(swapped) - sum(len(p) for _, p in same), len(same[0][1])
+    other = coded(64, 64, "wild").payload()[:size].ljust(size, b"\0")
+    yield case("tile-crc", "other-tile", swapped[:begin] + other + swapped[begin + size :])
     yield case("payload-version", "in-chunk", chunk(with_tile(3, CODED, second.payload(version=2))), 1, 1)
     yield case("payload-size", "other-tile-s", chunk(with_tile(0, CODED, good[3][1])))
     yield case("payload-quality", "in-chunk", chunk(with_tile(0, CODED, first.payload(quality=255))))

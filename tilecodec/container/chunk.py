@@ -5,18 +5,27 @@ from __future__ import annotations
 import enum
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import google_crc32c
 
 from tilecodec.errors import CorruptTileError
 
 MAGIC: Final = b"TCK1"
-HEAD: Final = struct.Struct("<4sBBBB")
-"""magic, version u8, tile rows u8, tile columns u8, flags u8 (zero)."""
-ENTRY: Final = struct.Struct("<BI")
-"""state u8, payload length u32."""
-VERSION: Final = 1
+HEAD: Final = struct.Struct("<4sBBBBIII")
+"""magic, version u8, tile rows u8, tile columns u8, flags u8 (zero), level u32, chunk row u32, chunk column u32."""
+ENTRY: Final = struct.Struct("<BII")
+"""state u8, payload length u32, payload CRC32C u32."""
+VERSION: Final = 2
+
+
+class ChunkPlace(NamedTuple):
+    """Where a chunk belongs."""
+
+    level: int | None
+    """Number of its level in the container; None where nobody knows."""
+    row: int
+    col: int
 
 
 class TileState(enum.IntEnum):
@@ -27,41 +36,13 @@ class TileState(enum.IntEnum):
     CODED = 1
     """An entropy-coded payload."""
     EMPTY = 2
-    """One constant colour; see :func:`pack_colour`."""
+    """One constant colour, which is its payload."""
     NODATA = 3
     """No data by intent; no payload. Reads as the array's fill value."""
 
 
-COLOUR: Final = struct.Struct("<3sI")
-"""An empty tile's bytes: R G B, and their CRC32C."""
-
-
-def pack_colour(colour: bytes) -> bytes:
-    """What is stored of an empty tile.
-
-    Args:
-        colour: R, G, B.
-    """
-    return COLOUR.pack(colour, google_crc32c.value(colour))
-
-
-def parse_colour(data: bytes, where: str) -> tuple[int, int, int]:
-    """The inverse of :func:`pack_colour`.
-
-    Raises:
-        CorruptTileError: the bytes fail their CRC.
-    """
-    colour, crc = COLOUR.unpack(data)
-    actual = google_crc32c.value(colour)
-    if actual != crc:
-        raise CorruptTileError(
-            "an empty tile's colour fails its CRC32C",
-            got=f"{actual:08x}",
-            expected=f"{crc:08x}",
-            where=where,
-            reason="colour-crc",
-        )
-    return colour[0], colour[1], colour[2]
+COLOUR_BYTES: Final = 3
+"""Of an empty tile's payload: R, G, B."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +54,8 @@ class TileEntry:
     """Bytes from the chunk's start."""
     length: int
     """Bytes."""
+    crc: int
+    """CRC32C of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +76,14 @@ def index_bytes(rows: int, cols: int) -> int:
     return HEAD.size + rows * cols * ENTRY.size + 4
 
 
-def pack_chunk(rows: int, cols: int, tiles: list[tuple[TileState, bytes]]) -> bytes:
+def pack_chunk(rows: int, cols: int, tiles: list[tuple[TileState, bytes]], place: ChunkPlace) -> bytes:
     """A chunk's bytes from its tiles' states and payloads, in row-major order."""
-    head = HEAD.pack(MAGIC, VERSION, rows, cols, 0)
-    index = head + b"".join(ENTRY.pack(state, len(payload)) for state, payload in tiles)
+    head = HEAD.pack(MAGIC, VERSION, rows, cols, 0, *place)
+    index = head + b"".join(ENTRY.pack(state, len(payload), google_crc32c.value(payload)) for state, payload in tiles)
     return b"".join([index, struct.pack("<I", google_crc32c.value(index)), *(payload for _, payload in tiles)])
 
 
-def parse_index(data: bytes, rows: int, cols: int, where: str) -> ChunkIndex:
+def parse_index(data: bytes, rows: int, cols: int, where: str, place: ChunkPlace | None = None) -> ChunkIndex:
     """The index from a chunk's first :func:`index_bytes` bytes.
 
     Args:
@@ -108,16 +91,18 @@ def parse_index(data: bytes, rows: int, cols: int, where: str) -> ChunkIndex:
         rows: tile rows that the level's geometry gives this chunk.
         cols: tile columns likewise.
         where: named in errors.
+        place: where the chunk was found; None where nobody knows.
 
     Raises:
-        CorruptTileError: cut short, another magic or version, a CRC that differs, other numbers of tiles.
+        CorruptTileError: cut short, another magic or version, a CRC that differs, other numbers of tiles, another
+            chunk's place.
     """
     size = index_bytes(rows, cols)
     if len(data) < size:
         raise CorruptTileError(
             "the chunk is cut short in its index", got=len(data), expected=size, where=where, reason="index-length"
         )
-    magic, version, got_rows, got_cols, flags = HEAD.unpack_from(data)
+    magic, version, got_rows, got_cols, flags, *got_place = HEAD.unpack_from(data)
     if magic != MAGIC:
         raise CorruptTileError(
             "the chunk does not begin with its magic", got=magic, expected=MAGIC, where=where, reason="index-magic"
@@ -147,9 +132,18 @@ def parse_index(data: bytes, rows: int, cols: int, where: str) -> ChunkIndex:
             where=where,
             reason="index-crc",
         )
+    known = ChunkPlace(*got_place)
+    if place is not None and place not in (known, known._replace(level=None)):
+        raise CorruptTileError(
+            "the chunk belongs elsewhere",
+            got=known,
+            expected=place,
+            where=where,
+            reason="index-place",
+        )
     entries, offset = [], size
     for n in range(rows * cols):
-        state, length = ENTRY.unpack_from(data, HEAD.size + n * ENTRY.size)
+        state, length, tile_crc = ENTRY.unpack_from(data, HEAD.size + n * ENTRY.size)
         if state > TileState.NODATA or (state in (TileState.LOST, TileState.NODATA) and length):
             raise CorruptTileError(
                 "a tile's state is unknown, or has bytes that it should not have",
@@ -158,6 +152,6 @@ def parse_index(data: bytes, rows: int, cols: int, where: str) -> ChunkIndex:
                 where=where,
                 reason="index-state",
             )
-        entries.append(TileEntry(TileState(state), offset, length))
+        entries.append(TileEntry(TileState(state), offset, length, tile_crc))
         offset += length
     return ChunkIndex(rows, cols, tuple(entries))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tilecodec.container.chunk import ChunkPlace
 from tilecodec.container.conventions import geo_attributes
 from tilecodec.container.document import DOCUMENT, load_document
 from tilecodec.container.rules import (
@@ -75,6 +76,10 @@ class LevelLayout:
     codec: CodecConfiguration
     stamp: tuple[int, ...] | None = field(default=None, compare=False)
     """Of the level's document when it was read, see :meth:`ByteStore.stamp`."""
+    number: int | None = None
+    """Of the level in its container, 0 the largest; None outside of one."""
+    loose: bool = False
+    """Whether chunks are read that may come from anywhere."""
 
     @property
     def chunk_side(self) -> int:
@@ -99,6 +104,10 @@ class LevelLayout:
     def key(self, chunk_row: int, chunk_col: int) -> str:
         """The chunk's key within its array."""
         return f"c/0/{chunk_row}/{chunk_col}"
+
+    def place(self, chunk: tuple[int, int]) -> ChunkPlace | None:
+        """What a chunk's index says of its place; None where that does not matter."""
+        return None if self.loose else ChunkPlace(self.number, *chunk)
 
     def chunk_of(self, at: TilePosition) -> tuple[int, int]:
         """The chunk that holds a tile."""
@@ -211,7 +220,10 @@ def read_metadata(
     stamps = [store.under(path).stamp(DOCUMENT) for path in paths]
     arrays = [_read_array(store.under(path), path, where, limits, whole=is_complete(group)) for path in paths]
     _raise_first(pyramid_faults(list(enumerate(arrays)), where))
-    levels = tuple(make_layout(*level) for level in zip(arrays, paths, stamps, strict=True))
+    levels = tuple(
+        make_layout(array, path, stamp, number)
+        for number, (array, path, stamp) in enumerate(zip(arrays, paths, stamps, strict=True))
+    )
     attributes = group["attributes"]
     own, (multiscale,) = attributes["tilecodec"], attributes["ome"]["multiscales"]
     _, size_y, size_x = multiscale["datasets"][0]["coordinateTransformations"][0]["scale"]
@@ -239,13 +251,25 @@ def read_group(
     return group
 
 
-def refuse_incomplete(store: ByteStore, where: str) -> None:
-    """Raises IncompleteContainerError if the group that ``store`` points at is that of an unfinished container.
+def number_in_group(store: ByteStore, path: str, where: str) -> int | None:
+    """The number of a level in the container that ``store`` points at.
 
-    Whatever else it is, a group of someone else's for one, is no fault.
+    Args:
+        store: a group, which may be no container.
+        path: the level's name in it.
+        where: named in errors.
+
+    Returns:
+        None where the group is someone else's, or has faults.
+
+    Raises:
+        IncompleteContainerError: the container is unfinished.
     """
     group = load_document(store, where, DEFAULT_LIMITS)
-    _raise_first(f for f in group_faults(group, where, DEFAULT_LIMITS) if isinstance(f, IncompleteContainerError))
+    faults = list(group_faults(group, where, DEFAULT_LIMITS))
+    _raise_first(f for f in faults if isinstance(f, IncompleteContainerError))
+    paths = [] if faults else level_paths(group, DEFAULT_LIMITS)
+    return paths.index(path) if path in paths else None
 
 
 def is_complete(group: dict[str, Any]) -> bool:
@@ -268,7 +292,9 @@ def _georeference(attributes: dict[str, Any]) -> Georeference | None:
     )
 
 
-def read_layout(store: ByteStore, path: str, where: str, limits: Limits = DEFAULT_LIMITS) -> LevelLayout:
+def read_layout(
+    store: ByteStore, path: str, where: str, limits: Limits = DEFAULT_LIMITS, *, number: int | None = None
+) -> LevelLayout:
     """The layout of the level array that ``store`` points at.
 
     Args:
@@ -276,13 +302,14 @@ def read_layout(store: ByteStore, path: str, where: str, limits: Limits = DEFAUL
         path: its name in its group.
         where: named in errors.
         limits: what it may ask for at most.
+        number: see :attr:`LevelLayout.number`.
 
     Raises:
         NotAContainerError: nothing there, or metadata that break the format's rules.
         LimitError: it asks for more than the limits.
     """
     stamp = store.stamp(DOCUMENT)
-    return make_layout(_read_array(store, path, where, limits, whole=True), path, stamp)
+    return make_layout(_read_array(store, path, where, limits, whole=True), path, stamp, number)
 
 
 def _read_array(store: ByteStore, path: str, where: str, limits: Limits, *, whole: bool) -> dict[str, Any]:
@@ -298,19 +325,22 @@ def _read_array(store: ByteStore, path: str, where: str, limits: Limits, *, whol
     return array
 
 
-def make_layout(array: dict[str, Any], path: str, stamp: tuple[int, ...] | None) -> LevelLayout:
+def make_layout(
+    array: dict[str, Any], path: str, stamp: tuple[int, ...] | None, number: int | None = None
+) -> LevelLayout:
     """The layout that a level array's document describes.
 
     Args:
         array: the document, which has no faults.
         path: the level's.
         stamp: the document's, from before it was read.
+        number: see :attr:`LevelLayout.number`.
     """
     codec = CodecConfiguration(**array["codecs"][0]["configuration"])
     _, height, width = array["shape"]
     side = array["chunk_grid"]["configuration"]["chunk_shape"][1]
     grid = TileGrid(height, width, codec.tile, codec.stride)
-    return LevelLayout(path=path, grid=grid, chunk_tiles=side // codec.tile, codec=codec, stamp=stamp)
+    return LevelLayout(path=path, grid=grid, chunk_tiles=side // codec.tile, codec=codec, stamp=stamp, number=number)
 
 
 def _raise_first(faults: Iterable[ContainerError]) -> None:
@@ -333,8 +363,8 @@ __all__ = [
     "group_json",
     "is_complete",
     "make_layout",
+    "number_in_group",
     "read_group",
     "read_layout",
     "read_metadata",
-    "refuse_incomplete",
 ]

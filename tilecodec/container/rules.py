@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, Final
 
+from tilecodec.container.chunk import index_bytes
 from tilecodec.errors import ContainerError, IncompleteContainerError, NotAContainerError
 from tilecodec.limits import Limits
 
@@ -304,7 +305,7 @@ def _demand_faults(
         "tiles": tiles,
         "tile": tile,
         "chunk_tiles": chunk_tiles,
-        "index_bytes": 12 + 5 * chunk_tiles**2,
+        "index_bytes": index_bytes(chunk_tiles, chunk_tiles),
     }
     for name, got in asked.items():
         fault = limits.fault(name, got, where)
