@@ -101,3 +101,19 @@ def test_levels_share_one_cache(tmp_path: Path) -> None:
     decoders = [image.level(n).decoder for n in range(image.levels)]
     (shared,) = {id(d._shared): d._shared for d in decoders}.values()
     assert 0 < shared.windows._results.bytes <= 200_000
+
+
+def test_tiles_and_their_feet_stay_within_the_plan(tmp_path: Path) -> None:
+    case = catalogue.case("photo")
+    path = tmp_path / "a.zarr"
+    tilecodec.encode(case.pixels, path, model=tiny.tiny_model(), tile=128, chunk_tiles=2)
+    image = tilecodec.open(path, memory=used_memory_bytes() + RESERVE + 400 * MIB)
+    decoder = image.level(0).decoder
+    plan, fetcher = decoder._shared.plan, decoder.fetcher
+    assert plan is not None
+    feet, tiles = fetcher._feet._limit, fetcher._tiles._results._limit
+    assert feet > 0
+    assert feet + tiles == plan.tiles
+    side = 128 // decoder.model.config.y_stride
+    margin = decoder.layout.codec.overlap // decoder.model.config.y_stride
+    assert feet / tiles == pytest.approx(margin / side, rel=1e-3)

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,10 @@ import tifffile
 import tiny
 
 import tilecodec
+from tilecodec.container.chunk import ChunkPlace
+from tilecodec.encoder import AssemblyLine, Chunk, EncodeRoom
 from tilecodec.errors import IncompleteContainerError
+from tilecodec.tiles import TilePosition
 
 SECONDS = 2.0
 """From the signal to the end of the process."""
@@ -81,3 +86,21 @@ def test_a_decode_stops_soon_and_leaves_nothing(container: Path, tmp_path: Path)
     words = ["decode", container, tmp_path / "a.tif", "--model", tiny.tiny_model()]
     assert interrupted(*words, when=tmp_path, pattern="*") < SECONDS
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_chunk_that_is_not_written_nothing_more_is_coded() -> None:
+    line, analysed = AssemblyLine(EncodeRoom(0)), Future[Any]()
+    later, payload = Future[Any](), Future[Any]()
+    analysed.set_result({TilePosition(0, 0): payload})
+
+    class Interrupted:
+        def write(self, chunk: Chunk) -> None:
+            raise KeyboardInterrupt
+
+    chunk = Chunk("c/0/0/0", ChunkPlace(0, 0, 0), 1, 2, 0, [], {}, [analysed, later])
+    level: Any = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        line.put(level, chunk)
+    line.close()
+    assert payload.cancelled()
+    assert later.cancelled()

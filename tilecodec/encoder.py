@@ -285,8 +285,9 @@ class AssemblyLine:
                     payload.cancel()
 
     def _write_oldest(self) -> None:
-        level, chunk = self._waiting.popleft()
+        level, chunk = self._waiting[0]
         level.write(chunk)
+        self._waiting.popleft()  # only now: what fails on the way is given up with the rest
 
 
 def _part(block: NDArray[np.uint8], origin: Window, window: Window) -> NDArray[np.uint8]:

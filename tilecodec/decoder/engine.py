@@ -18,7 +18,7 @@ from tilecodec.container.chunk import TileState
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
 from tilecodec.decoder.jobs import JobCache
-from tilecodec.decoder.tiles import DecodedTile, TileFetcher, assemble
+from tilecodec.decoder.tiles import DecodedTile, TileFetcher, assemble, foot_rows
 from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import CodecModel
 from tilecodec.errors import RegionError
@@ -73,9 +73,11 @@ def _window_sides(layout: LevelLayout) -> tuple[int, int]:
 
 
 def _rows_bytes(layout: LevelLayout, model: CodecModel) -> int:
-    """Bytes of the decoded tiles that windows in order need, within reason: a row, and those about it."""
+    """Bytes of the decoded tiles that windows in order need, and of their feet, within reason: a row, and those about
+    it."""
     side = layout.grid.tile // model.config.y_stride
-    tile = 2 * model.config.codec.y_channels * side * side * model.dtype.itemsize
+    rows = side + foot_rows(layout, model)
+    tile = 2 * model.config.codec.y_channels * rows * side * model.dtype.itemsize
     return min(max((layout.grid.cols + 16) * tile, 16 << 20), 256 << 20)
 
 

@@ -57,8 +57,21 @@ class DecodedTile:
         return replace(self, y_hat=y_hat, scale=scale, first_row=self.first_row + above)
 
 
+def foot_rows(layout: LevelLayout, model: CodecModel) -> int:
+    """Rows of code positions that windows take of the tiles above."""
+    return -(-layout.codec.overlap // model.config.y_stride)
+
+
 class TileFetcher:
     """Tiles of one level. Safe to use from several threads.
+
+    Args:
+        store: the level's.
+        layout: likewise.
+        model: the container's.
+        cache_bytes: decoded tiles that are kept, and feet of tiles.
+        limits: what the container may ask for at most.
+        fill: colour of tiles that cannot be decoded; None: such a tile is an error.
 
     Attributes:
         failed: tiles that could not be decoded; None where such a tile is an error.
@@ -79,10 +92,10 @@ class TileFetcher:
         self.failed = None if fill is None else FailedTiles(layout.grid.rows * layout.grid.cols)
         self._reader, self.layout, self._model = TileReader(store, layout, limits), layout, model
         self._ahead = ReadAhead(self._reader)
-        self._tiles: JobCache[TilePosition, DecodedTile] = JobCache(cache_bytes, DecodedTile.size_bytes)
-        self._foot_rows = -(-layout.codec.overlap // model.config.y_stride)
-        rows = layout.grid.tile // model.config.y_stride
-        self._feet: BoundedCache[TilePosition, DecodedTile] = BoundedCache(cache_bytes * self._foot_rows // rows)
+        self._foot_rows = foot_rows(layout, model)
+        feet = cache_bytes * self._foot_rows // (layout.grid.tile // model.config.y_stride + self._foot_rows)
+        self._tiles: JobCache[TilePosition, DecodedTile] = JobCache(cache_bytes - feet, DecodedTile.size_bytes)
+        self._feet: BoundedCache[TilePosition, DecodedTile] = BoundedCache(feet)
 
     def expect(self, tiles: Iterable[TilePosition], feet: Iterable[TilePosition]) -> None:
         """Starts reading the bytes of tiles that will soon be requested, and of those of which only the foot will."""
