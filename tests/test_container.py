@@ -317,6 +317,9 @@ def test_a_stopped_encode_resumes_to_the_same_bytes(finished: Path, tmp_path: Pa
     assert len(present) >= chunks
     with pytest.raises(UsageError, match="other settings"):
         encode(path, resume=True, quality=77)
+    options = {"model": tiny.tiny_model(), "tile": 128, "chunk_tiles": 2, "levels": 2}
+    with pytest.raises(UsageError, match="another picture"):
+        tilecodec.encode(PICTURE[::-1], path, resume=True, **options)
     report = encode(path, resume=True)
     assert all(p.stat().st_mtime_ns == t for p, t in present.items())
     for file in finished.rglob("*"):

@@ -37,6 +37,7 @@ from tilecodec.limits import DEFAULT_LIMITS, Limits
 from tilecodec.memory import peak_memory_bytes
 from tilecodec.source import SourceMetadata, open_source
 from tilecodec.tiles import TileGrid
+from tilecodec.tiles.cut import sample_checks
 
 if TYPE_CHECKING:
     import dask.array
@@ -327,6 +328,7 @@ def _describe(
     known: SourceMetadata = pixels.metadata
     quality = layouts[0].codec.quality
     asked = [pixels.height, pixels.width, layouts[0].codec.to_dict(), len(layouts), settings.chunk_tiles]
+    asked.append(sample_checks(pixels))
     return ContainerMetadata(
         name=Path(target).name.removesuffix(".zarr"),
         levels=layouts,
@@ -364,7 +366,7 @@ def _check_resumable(store: ByteStore, target: str, meta: ContainerMetadata) -> 
     found = group["attributes"]["tilecodec"]["fingerprint"]
     if found != meta.fingerprint:
         raise UsageError(
-            "the target was begun with other settings",
+            "the target was begun with another picture, or other settings",
             got=meta.fingerprint,
             expected=found,
             where=target,
