@@ -62,7 +62,11 @@ def interrupted(*words: object, when: Path, pattern: str) -> float:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         begin = time.monotonic()
-        _, said = process.communicate(timeout=60)
+        try:
+            _, said = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()  # leaving the block would wait for it
+            raise
     assert process.returncode == 130, said
     assert "interrupted" in said
     assert "Traceback" not in said
