@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -185,13 +186,17 @@ class SingleThreadPool(Pool):
         def begin() -> None:
             torch.get_num_threads()  # a thread's first use of torch sets its number anew, so that must be over
             torch.set_num_threads(1)
-            barrier.wait()
+            with contextlib.suppress(threading.BrokenBarrierError):
+                barrier.wait()
 
         pool = ThreadPoolExecutor(workers, thread_name_prefix=self._name, initializer=begin)
-        for _ in range(workers):
-            pool.submit(int)
-        barrier.wait()
-        torch.set_num_threads(threads)  # the setting also seeds threads made later
+        try:
+            for _ in range(workers):
+                pool.submit(int)
+            barrier.wait()
+        finally:
+            barrier.abort()  # after Ctrl-C they would wait for good, and the process's end for them
+            torch.set_num_threads(threads)  # the setting also seeds threads made later
         return pool
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -59,14 +60,14 @@ class RollingRows:
         self.height, self.width = height, width
         self._kept, self._dtype, self._folder = min(kept_rows, height), np.dtype(dtype), folder
         self._pixel_bytes = CHANNELS * self._dtype.itemsize
+        self._open = ExitStack()
         self._file: IO[bytes] | None = None
         self._array: NDArray[Any] = np.empty((0, 0, CHANNELS), self._dtype)
         if self._kept * width * self._pixel_bytes <= IN_MEMORY:
             self._array = np.empty((self._kept, width, CHANNELS), self._dtype)
         else:
             try:
-                # it lives as long as the object, whose close() ends it
-                self._file = tempfile.TemporaryFile(prefix="tilecodec-", dir=folder)  # noqa: SIM115
+                self._file = self._open.enter_context(tempfile.TemporaryFile(prefix="tilecodec-", dir=folder))
             except OSError as error:
                 raise self._failed(error) from error
 
@@ -114,8 +115,7 @@ class RollingRows:
     def close(self) -> None:
         """Frees the space."""
         self._array = self._array[:0]
-        if self._file is not None:
-            self._file.close()
+        self._open.close()
 
     def _failed(self, error: OSError) -> StorageError:
         place = tempfile.gettempdir() if self._folder is None else str(Path(self._folder))
