@@ -67,7 +67,9 @@ class RollingRows:
             self._array = np.empty((self._kept, width, CHANNELS), self._dtype)
         else:
             try:
-                self._file = self._open.enter_context(tempfile.TemporaryFile(prefix="tilecodec-", dir=folder))
+                with ExitStack() as stack:
+                    self._file = stack.enter_context(tempfile.TemporaryFile(prefix="tilecodec-", dir=folder))
+                    self._open = stack.pop_all()
             except OSError as error:
                 raise self._failed(error) from error
 
