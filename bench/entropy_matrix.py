@@ -26,7 +26,7 @@ from tilecodec.entropy.codec import TileCodec
 from tilecodec.entropy.integer import Arithmetic
 from tilecodec.entropy.model import CodecModel, load_model
 from tilecodec.entropy.oracle import decode_payload
-from tilecodec.entropy.parameters import CodeStep, DecodedCode, EntropyModel, places
+from tilecodec.entropy.parameters import CodeStep, DecodedCode, EntropyModel
 from tilecodec.entropy.payload import parse_payload
 
 GROUP: Final = 8
@@ -72,26 +72,17 @@ class Tally:
 class Recorder(EntropyModel):
     """Keeps the symbols that pass through it, which a tile codec does not give away."""
 
-    last: tuple[npt.NDArray[np.int32], list[torch.Tensor], tuple[int, ...]]
+    last: Symbols
 
     def run(self, z_symbols: npt.NDArray[np.int32], code_step: CodeStep) -> DecodedCode:
-        parts: list[torch.Tensor] = []
-
-        def kept(step: int, seen: Any) -> torch.Tensor:
-            parts.append(code_step(step, seen))
-            return parts[-1]
-
-        code = super().run(z_symbols, kept)
-        self.last = z_symbols, parts, tuple(code.y_hat.shape[1:])
+        code = super().run(z_symbols, code_step)
+        self.last = z_symbols, code.symbols().numpy()
         return code
 
     def symbols(self, n: int) -> Symbols:
         """Of tile ``n`` of the last batch."""
-        z, parts, shape = self.last
-        y = np.empty(int(np.prod(shape)), np.int32)
-        for step, symbols in enumerate(parts):
-            y[places(shape[0], shape[1], shape[2], step)[1].numpy()] = symbols[n].numpy()
-        return z[n], y.reshape(shape)
+        z, y = self.last
+        return z[n], y[n]
 
 
 @dataclass(frozen=True, eq=False)

@@ -120,20 +120,16 @@ class TileCodec:
         if live:
             z_rows = _channel_rows(z_shape)
             z_symbols = np.stack([s.decode(z_rows, tables.z).reshape(z_shape) for s in streams])
-            parts: list[NDArray[np.int32]] = []
 
             def code_step(_step: int, seen: StepParameters) -> Tensor:
-                symbols = np.stack([s.decode(rows, tables.y) for s, rows in zip(streams, seen.rows, strict=True)])
-                parts.append(symbols)
-                return torch.from_numpy(symbols)
+                symbols = [s.decode(rows, tables.y) for s, rows in zip(streams, seen.rows, strict=True)]
+                return torch.from_numpy(np.stack(symbols))
 
             with torch.inference_mode():
                 code = self._model.run(z_symbols, code_step)
-            y_symbols = np.empty((len(live), code.y_hat[0].numel()), np.int32)
-            for step, symbols in enumerate(parts):
-                y_symbols[:, places(*code.y_hat.shape[1:], step)[1].numpy()] = symbols
+                y_hat, raw, y_symbols = code.y_hat(), code.scale(), code.symbols().numpy()
             for k, n in enumerate(live):
-                latent = TileLatent(code.y_hat[k], self._activation(code.scale[k]), payloads[n].quality)
+                latent = TileLatent(y_hat[k], self._activation(raw[k]), payloads[n].quality)
                 fault = _fault(payloads[n], streams[k], symbol_check(z_symbols[k], y_symbols[k]), where[n])
                 results[n] = fault or latent
         return [r for r in results if r is not None]

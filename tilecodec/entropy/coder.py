@@ -43,7 +43,13 @@ def _grouped(rows: NDArray[np.integer[Any]], count: int) -> tuple[NDArray[np.int
     return order, begins
 
 
-def _fold(excess: NDArray[np.int64], bins: int) -> NDArray[np.int64]:
+def _present(begins: NDArray[np.int64]) -> list[int]:
+    """The rows that have symbols, ascending."""
+    rows: list[int] = np.flatnonzero(np.diff(begins)).tolist()
+    return rows
+
+
+def _fold(excess: NDArray[np.int64], bins: NDArray[np.int32]) -> NDArray[np.int64]:
     """Bin indexes outside ``0 <= i < bins`` to codes 0, 1, 2, ...: even above the range, odd below."""
     return np.where(excess >= bins, 2 * (excess - bins), -2 * excess - 1)
 
@@ -58,20 +64,17 @@ def encode_groups(groups: list[SymbolGroup]) -> NDArray[np.uint32]:
     for group in reversed(groups):
         table = group.table
         order, begins = _grouped(group.rows, len(table.length))
-        ordered = group.symbols[order].astype(np.int64)
-        for row in range(len(table.length) - 1, -1, -1):
-            part = ordered[begins[row] : begins[row + 1]]
-            if not len(part):
-                continue
-            bins = int(table.bins[row])
-            index = part - int(table.offset[row])
-            outside = (index < 0) | (index >= bins)
-            if outside.any():
-                code = _fold(index[outside], bins)
-                halves = np.stack([code & 0xFFFF, code >> ESCAPE_BITS], axis=1).astype(np.int32)
-                coder.encode_reverse(halves.ravel(), _UNIFORM)
-                index = np.where(outside, bins, index)
-            coder.encode_reverse(index.astype(np.int32), table.models[row])
+        rows = group.rows[order]
+        bins, index = table.bins[rows], group.symbols[order] - table.offset[rows]
+        outside = (index < 0) | (index >= bins)
+        code = _fold(index[outside].astype(np.int64), bins[outside])
+        halves = np.stack([code & 0xFFFF, code >> ESCAPE_BITS], axis=1).astype(np.int32).ravel()
+        escapes = 2 * np.concatenate([[0], np.cumsum(outside)])[begins]
+        index = np.where(outside, bins, index).astype(np.int32)
+        for row in reversed(_present(begins)):
+            if escapes[row] < escapes[row + 1]:
+                coder.encode_reverse(halves[escapes[row] : escapes[row + 1]], _UNIFORM)
+            coder.encode_reverse(index[begins[row] : begins[row + 1]], table.models[row])
     words: NDArray[np.uint32] = coder.get_compressed()
     return words
 
@@ -89,15 +92,16 @@ class GroupDecoder:
         """The next group's symbols, (n,) int32, given each one's table row."""
         order, begins = _grouped(rows, len(table.length))
         ordered = np.zeros(len(rows), dtype=np.int64)
-        for row in np.flatnonzero(np.diff(begins)):
-            begin, end = int(begins[row]), int(begins[row + 1])
-            index = self._coder.decode(table.models[row], end - begin).astype(np.int64)
+        for row in _present(begins):
+            begin, end = begins[row], begins[row + 1]
+            index = self._coder.decode(table.models[row], int(end - begin))
+            ordered[begin:end] = index
             bins = int(table.bins[row])
             escaped = index == bins
             if escaped.any():
                 halves = self._coder.decode(_UNIFORM, 2 * int(escaped.sum())).astype(np.int64).reshape(-1, 2)
-                index[escaped] = _unfold(halves[:, 0] + (halves[:, 1] << ESCAPE_BITS), bins)
-            ordered[begin:end] = index + int(table.offset[row])
+                ordered[begin:end][escaped] = _unfold(halves[:, 0] + (halves[:, 1] << ESCAPE_BITS), bins)
+        ordered += table.offset[rows[order]]
         symbols = np.empty(len(rows), dtype=np.int32)
         symbols[order] = np.clip(ordered, -SYMBOL_LIMIT, SYMBOL_LIMIT)
         return symbols

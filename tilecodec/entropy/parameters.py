@@ -44,12 +44,46 @@ class StepParameters:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class DecodedCode:
-    """What the four steps leave behind, in symbol units: (N, Cy, h, w) float32 each, exact."""
+class CodedStep:
+    """What one context step leaves behind: (N, n) integers each, in coding order."""
 
-    y_hat: Tensor
-    scale: Tensor
+    mean: Tensor
+    """In steps of ``2^-base_bits``."""
+    symbols: Tensor
+    raw: Tensor
     """The scale register's values; the network's activation is not applied."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class DecodedCode:
+    """What the four steps leave behind. It is put together when it is asked for: an encoder does not ask."""
+
+    shape: tuple[int, int, int, int]
+    """(N, Cy, h, w)."""
+    steps: tuple[CodedStep, ...]
+    mean_step: float
+    """Real size of one step of a mean, in symbols."""
+    scale_step: float
+    """Likewise of the scale register."""
+
+    def symbols(self) -> Tensor:
+        """(N, Cy, h, w) int32."""
+        return self._whole([step.symbols for step in self.steps])
+
+    def y_hat(self) -> Tensor:
+        """Decoded values in symbol units, (N, Cy, h, w) float32, exact."""
+        return self.symbols().float().add_(self._whole([step.mean for step in self.steps]).float().mul_(self.mean_step))
+
+    def scale(self) -> Tensor:
+        """The scale register's real values, likewise."""
+        return self._whole([step.raw for step in self.steps]).float().mul_(self.scale_step)
+
+    def _whole(self, parts: list[Tensor]) -> Tensor:
+        n, c, h, w = self.shape
+        flat = torch.empty(n, c * h * w, dtype=torch.int32)
+        for step, part in enumerate(parts):
+            flat.index_copy_(1, places(c, h, w, step)[1], part.int())
+        return flat.view(self.shape)
 
 
 CodeStep = Callable[[int, StepParameters], Tensor]
@@ -94,10 +128,9 @@ class EntropyModel:
         base = self.network.run(program.hyper, {"z": z})["base"].contiguous()
         n, h, w, c = base.shape
         flat = base.view(n, -1)
-        mean_all, symbols_all, raw_all = (torch.empty(n, c * h * w, dtype=torch.int32) for _ in range(3))
+        steps: list[CodedStep] = []
         for step in range(STEPS):
-            at, planar = places(c, h, w, step)
-            at = at.to(self._device)
+            at = places(c, h, w, step)[0].to(self._device)
             seen = self.network.run(program.steps[step], {"base": base})
             mean, raw = (seen[k].reshape(n, -1).index_select(1, at) for k in ("mean", "scale"))
             rows = self._rows.index_select(0, raw.int().sub_(LOW).reshape(-1)).reshape(n, -1)
@@ -112,11 +145,8 @@ class EntropyModel:
                 value = value.int().add_(extra).clamp_(LOW, HIGH).to(torch.int16)
                 mean = mean + extra
             flat.index_copy_(1, at, value)
-            for kept, new in ((mean_all, mean), (symbols_all, coded), (raw_all, raw.int())):
-                kept.index_copy_(1, planar, new.cpu())
-        y_hat = symbols_all.float() + mean_all.float() * self.mean_step
-        scale = raw_all.float() * 2.0**-program.scale_bits
-        return DecodedCode(y_hat.view(n, c, h, w), scale.view(n, c, h, w))
+            steps.append(CodedStep(mean.cpu(), coded.cpu(), raw.cpu()))
+        return DecodedCode((n, c, h, w), tuple(steps), self.mean_step, 2.0**-program.scale_bits)
 
 
 def _to_register(symbols: Tensor, offset: Tensor, bits: int) -> Tensor:

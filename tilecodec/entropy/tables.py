@@ -50,7 +50,7 @@ class CDFTable:
             if (np.diff(self.cdf[row, :n].astype(np.int64)) < 1).any():
                 raise ModelError("a CDF table has an empty bin", expected="every bin at least 1", where=f"row {row}")
 
-    @property
+    @cached_property
     def bins(self) -> NDArray[np.int32]:
         """(rows,): regular bins of each row, without the escape."""
         return self.length - 2

@@ -267,10 +267,17 @@ def official_config() -> DiTICConfig:
 
 
 def default_config() -> DiTICConfig:
-    """The small default model: continuous quality, made for a plain CPU."""
+    """The small default model: continuous quality, made for a plain CPU.
+
+    What only an encode runs is light: an analysis with one block at 1/8 and none at 1/16 learnt the code of one with
+    two and three to 2 % of the noise that rounding adds. With it a halo of 32 px changes one symbol in a thousand
+    beside a window's border, and none further in.
+    """
     return DiTICConfig(
-        vae=VAEConfig(lapped=True),
+        vae=VAEConfig(encoder_layers=(1, 0), lapped=True),
         codec=CodecConfig(
+            context_width=192,
+            context_blocks=1,
             rate_points=8,
             synthesis=BranchConfig(blocks=2, mid=192),
             residual=BranchConfig(blocks=1, mid=192),
@@ -282,4 +289,5 @@ def default_config() -> DiTICConfig:
         transformer=TransformerConfig(
             num_layers=3, num_attention_heads=8, num_cross_attention_heads=4, timestep_span=900.0
         ),
+        tiling=TilingConfig(halo=32),
     )
