@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,47 @@ def test_what_is_no_amount(text: Any) -> None:
 
 def test_used_memory_is_that_of_the_process() -> None:
     assert 0 < used_memory_bytes() <= peak_memory_bytes() + MIB
+
+
+HOLES = """
+import os
+from pathlib import Path
+from tilecodec.memory import give_back_freed_memory, keep_freed_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+assert keep_freed_memory()
+blocks = [b"x" * 65536 + bytes([n % 256]) for n in range(2048)]
+kept = blocks[::4]
+del blocks
+before = resident()
+give_back_freed_memory()
+print((before - resident()) >> 20, sum(block[-1] for block in kept))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's allocator has no such holes")
+def test_holes_in_the_heap_are_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
+    freed, total = map(int, done.stdout.split())
+    assert freed > 70  # of 96 MiB in holes of 192 KiB
+    assert total == sum(range(0, 256, 4)) * 8
+
+
+def test_long_work_gives_back_what_it_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times: list[str] = []
+    monkeypatch.setattr("tilecodec.encoder.give_back_freed_memory", lambda: times.append("encode"))
+    monkeypatch.setattr("tilecodec.decoder.engine.give_back_freed_memory", lambda: times.append("decode"))
+    monkeypatch.setattr("tilecodec.encoder.CHUNKS_TIDY", 2)
+    monkeypatch.setattr("tilecodec.decoder.engine.WINDOWS_TIDY", 4)
+    path = tmp_path / "a.zarr"
+    pixels = np.zeros((384, 512, 3), np.uint8)
+    pixels[::2] = 200
+    tilecodec.encode(pixels, path, model=tiny.tiny_model(), tile=128, chunk_tiles=2, levels=1)
+    assert times == ["encode"] * 2
+    tilecodec.decode(path, tmp_path / "a.npy", model=tiny.tiny_model())
+    assert times[2:] == ["decode"] * 3
 
 
 def test_the_budget_is_divided_and_kept() -> None:

@@ -24,6 +24,7 @@ from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
 from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import CodecModel
+from tilecodec.memory import give_back_freed_memory
 from tilecodec.model.config import DiTICConfig
 from tilecodec.model.footprint import analyse_bytes
 from tilecodec.model.gate import MemoryGate
@@ -48,6 +49,9 @@ SOURCE_BYTES = 80 << 20
 
 MOST_CHUNKS = 8
 """So many chunks at most are coded at a time, however many cores there are: each takes some hundred megabytes."""
+
+CHUNKS_TIDY = 4
+"""Chunks after which freed memory is given back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +260,7 @@ class AssemblyLine:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="tilecodec-source")
         self._waiting: deque[tuple[LevelEncoder, Chunk]] = deque()
         self._limit = room.waiting
+        self._written = 0
         self.gate = room.gate
         self.closed = False
         """Whether nobody waits for payloads any more."""
@@ -288,6 +293,9 @@ class AssemblyLine:
         level, chunk = self._waiting[0]
         level.write(chunk)
         self._waiting.popleft()  # only now: what fails on the way is given up with the rest
+        self._written += 1
+        if self._written % CHUNKS_TIDY == 0:
+            give_back_freed_memory()
 
 
 def _part(block: NDArray[np.uint8], origin: Window, window: Window) -> NDArray[np.uint8]:

@@ -23,12 +23,15 @@ from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import CodecModel
 from tilecodec.errors import RegionError
 from tilecodec.limits import DEFAULT_LIMITS, Limits
+from tilecodec.memory import give_back_freed_memory
 from tilecodec.model.gate import MemoryGate
 from tilecodec.tiles import TilePosition, Window
 from tilecodec.tiles.rolling import Block
 
 WINDOWS_READ: Final = 32
 """Windows whose tiles' bytes are read together."""
+WINDOWS_TIDY: Final = 32
+"""Windows after which freed memory is given back."""
 
 _Tiles = dict[TilePosition, Callable[[], DecodedTile]]
 """The tiles that a window is made of, each as a call that waits for it."""
@@ -144,7 +147,9 @@ class LevelDecoder:
         windows = self._windows_of(TilePosition(row, col) for row in tile_rows for col in tile_cols)
         blender = RowBlender(grid, overlap, region)
         try:
-            for position, pixels in windows:
+            for number, (position, pixels) in enumerate(windows, start=1):
+                if number % WINDOWS_TIDY == 0:
+                    give_back_freed_memory()
                 # from the top down, all that is still needed of this tile lies under the windows of the next row
                 self.fetcher.shrink(TilePosition(position.row, position.col - 1))
                 block = blender.add(position, self._beside(position, region) if pixels is None else pixels)
