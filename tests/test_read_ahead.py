@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,29 @@ def test_large_payloads_are_read_when_they_are_needed(
         entries = parse_index(path.read_bytes(), CHUNK, CHUNK, "here").entries
         wanted = {(key, entry.offset, entry.offset + entry.length) for entry in entries}
         assert {r for r in watched.requests if r[0] == key} == wanted | {(key, 0, index_bytes(CHUNK, CHUNK))}
+
+
+def test_a_chunk_that_is_lost_or_damaged_is_asked_for_once(
+    container: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "a.zarr"
+    shutil.copytree(container, copy)
+    layout = tilecodec.open(copy).metadata.levels[0]
+    lost, damaged, rest = (f"{layout.path}/{layout.key(*chunk)}" for chunk in ((0, 0), (1, 1), (0, 1)))
+    (copy / lost).unlink()
+    data = bytearray((copy / damaged).read_bytes())
+    data[5] ^= 1  # of the index
+    (copy / damaged).write_bytes(data)
+    store = Watched(copy)
+    monkeypatch.setattr("tilecodec.api.open_store", lambda *_, **__: ByteStore(store))
+    image = tilecodec.open(copy, on_error="fill", fill=(9, 8, 7))
+    pixels = image[...]
+    assert (pixels[:, :512, :512].reshape(3, -1).T == (9, 8, 7)).all()
+    assert (pixels[:, 512:, 512:].reshape(3, -1).T == (9, 8, 7)).all()
+    for key in (lost, damaged):
+        assert [r for r in store.requests if r[0] == key] == [(key, 0, index_bytes(CHUNK, CHUNK))]
+    assert len([r for r in store.requests if r[0] == rest]) > 1
+    assert image.failed_tiles == 2 * CHUNK * CHUNK
 
 
 def test_requests_run_side_by_side(container: Path, watched: Watched) -> None:

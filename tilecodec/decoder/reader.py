@@ -36,12 +36,20 @@ class StoredTile:
     """Of a coded tile, its bytes checked, its symbols not decoded; None for others."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Faulty:
+    """What lies where a chunk's index should: remembered, so that it is asked for once and not for every tile."""
+
+    data: bytes | None
+    """None: the chunk is absent."""
+
+
 class TileReader:
     """Tiles of one level, each by two range reads. Safe to use from several threads."""
 
     def __init__(self, store: ByteStore, layout: LevelLayout, limits: Limits = DEFAULT_LIMITS) -> None:
         self._store, self.layout, self.limits = store, layout, limits
-        self._indexes: BoundedCache[tuple[int, int], ChunkIndex] = BoundedCache(1 << 20)
+        self._indexes: BoundedCache[tuple[int, int], ChunkIndex | _Faulty] = BoundedCache(1 << 20)
 
     def index(self, chunk: tuple[int, int], where: str) -> ChunkIndex:
         """A chunk's index.
@@ -56,14 +64,16 @@ class TileReader:
             StorageError: the container was replaced by another one.
         """
         found = self._indexes.get(chunk)
-        if found is None:
-            rows, cols = self.layout.tiles_of(*chunk)
-            data = self.read_bytes(chunk, 0, index_bytes(rows, cols))
-            if data is None:
-                raise LostTileError("a chunk is absent", where=where, reason="chunk-absent")
-            found = parse_index(data, rows, cols, where, self.layout.place(chunk))
-            self._indexes.put(chunk, found, 64 * len(found.entries))
-        return found
+        if isinstance(found, ChunkIndex):
+            return found
+        rows, cols = self.layout.tiles_of(*chunk)
+        data = self.read_bytes(chunk, 0, index_bytes(rows, cols)) if found is None else found.data
+        self._indexes.put(chunk, _Faulty(data), 64 * rows * cols)
+        if data is None:
+            raise LostTileError("a chunk is absent", where=where, reason="chunk-absent")
+        index = parse_index(data, rows, cols, where, self.layout.place(chunk))
+        self._indexes.put(chunk, index, 64 * len(index.entries))
+        return index
 
     def entry(self, at: TilePosition) -> TileEntry:
         """A tile's entry in its chunk's index, with the errors of :meth:`index`, which name the tile."""
