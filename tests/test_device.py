@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,14 @@ import tilecodec
 from tilecodec import cli
 from tilecodec.config import DecodeOptions, EncodeOptions
 from tilecodec.entropy.codec import POOL
-from tilecodec.entropy.model import CodecModel, LatentWindow, load_model, shared_model
+from tilecodec.entropy.model import CodecModel, LatentWindow, load_model, pick_devices, shared_model
 from tilecodec.errors import DeviceError, NotEnoughMemoryError, UsageError
 from tilecodec.model import device as devices
 from tilecodec.model.device import Lanes, StreamLane, device_errors
 from tilecodec.model.device_budget import plan_device
 from tilecodec.model.footprint import hyper_bytes, staged_bytes
-from tilecodec.model.gate import MemoryGate
+from tilecodec.model.gate import PATIENCE, MemoryGate
+from tilecodec.model.seats import Seats
 
 MIB = 1 << 20
 CPU = torch.device("cpu")
@@ -123,6 +125,22 @@ def test_a_gate_lets_fewer_through_once_lowered() -> None:
         assert most == 1
 
 
+def test_a_lowered_gate_opens_again_after_a_while() -> None:
+    gate = MemoryGate(lambda: None)
+    for number in (1, 2):
+        with gate.room(1) as most, gate.room(1):
+            gate.lower(most)
+        seen = []
+        for _ in range(2**number * PATIENCE + 1):
+            with gate.room(1) as most:
+                seen.append(most)
+        assert seen == [1] * (2**number * PATIENCE) + [2]
+    fixed = MemoryGate(lambda: None, most=1)
+    for _ in range(3 * PATIENCE):
+        with fixed.room(1) as most:
+            assert most == 1
+
+
 # --- memory that is full
 
 
@@ -134,7 +152,7 @@ def test_a_full_memory_lets_fewer_windows_run(model: CodecModel, watch: Callable
     for found, expected in zip(together(model, windows), wanted, strict=True):
         np.testing.assert_array_equal(found, expected)
     assert seen.failures
-    with model._lanes._gate.room(0) as most:
+    with model.seats.all[0].lanes._gate.room(0) as most:
         assert most is not None
         assert 1 <= most < least
     before = seen.failures
@@ -150,7 +168,7 @@ def test_encode_and_decode_lose_no_tile(
     tilecodec.encode(case.pixels, tmp_path / "a.zarr", **options)
     wanted = tilecodec.open(tmp_path / "a.zarr", device="cpu")[...]
     model = shared_model(tiny.tiny_model(), "cpu")
-    monkeypatch.setattr(model, "_lanes", Lanes(CPU, lambda: None))
+    monkeypatch.setattr(model, "seats", Seats([replace(model.seats.all[0], lanes=Lanes(CPU, lambda: None))]))
     seen = [
         watch(model, name, lambda running: full() if running > 1 else None)
         for name in ("analyse_levels", "render_levels")
@@ -247,6 +265,97 @@ def test_other_devices_take_one_call_at_a_time() -> None:
     with ThreadPoolExecutor(TOGETHER) as pool:
         list(pool.map(lambda _: lanes.run(0, "it", work), range(TOGETHER)))
     assert most == 1
+
+
+# --- several devices
+
+
+@pytest.fixture
+def pair(monkeypatch: pytest.MonkeyPatch) -> CodecModel:
+    """A model on two devices; both are the CPU, each with a network of its own."""
+    monkeypatch.setattr("tilecodec.entropy.model.pick_devices", lambda _: (CPU, CPU))
+    return load_model(tiny.tiny_model(), precision="fp32")
+
+
+def test_windows_are_spread_over_devices(model: CodecModel, pair: CodecModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = latents(model)
+    wanted = together(model, windows)
+    first, second = (seat.network for seat in pair.seats.all)
+    assert first is pair.network
+    assert second is not first
+    seen = [Watched(network.render_levels, never) for network in (first, second)]
+    for network, watched in zip((first, second), seen, strict=True):
+        monkeypatch.setattr(network, "render_levels", watched)
+    for found, expected in zip(together(pair, windows), wanted, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert sum(one.most for one in seen) == TOGETHER
+    assert min(one.most for one in seen) == TOGETHER // 2
+    assert pair.seats._running == [0, 0]
+
+
+def test_a_budget_holds_on_each_device(pair: CodecModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows, window = latents(pair), pair.decode_bytes(HEIGHT, WIDTH)
+    wanted = together(pair, windows)
+    bounded = pair.within(pair.weights_bytes + window)
+    seen = []
+    for seat in pair.seats.all:
+        seen.append(Watched(seat.network.render_levels, never))
+        monkeypatch.setattr(seat.network, "render_levels", seen[-1])
+    for found, expected in zip(together(bounded, windows), wanted, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert [one.most for one in seen] == [1, 1]
+
+
+def test_a_full_device_leaves_the_others_as_they_are(pair: CodecModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = latents(pair)
+    wanted = together(pair, windows)
+    full_one, other = pair.seats.all
+    failing = Watched(full_one.network.render_levels, lambda running: full() if running > 1 else None)
+    monkeypatch.setattr(full_one.network, "render_levels", failing)
+    for found, expected in zip(together(pair, windows), wanted, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert failing.failures
+    with full_one.lanes._gate.room(0) as most, other.lanes._gate.room(0) as rest:
+        assert (most, rest) == (1, None)
+
+
+def test_a_lost_device_is_an_error_and_its_call_is_over(pair: CodecModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        pair.network, "render_levels", Watched(pair.network.render_levels, lambda _: RuntimeError(GONE))
+    )
+    with pytest.raises(DeviceError):
+        pair.reconstruct(latents(pair, 1)[0], 50)
+    assert pair.seats._running == [0, 0]
+
+
+@pytest.mark.parametrize("names", ["cpu,cpu", "cpu,cuda:0", "cuda:0,cuda:0", "auto,cuda:1"])
+def test_only_different_gpus_go_together(names: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "tilecodec.entropy.model.pick_device", lambda name: torch.device("cuda:1" if name == "auto" else name)
+    )
+    with pytest.raises(UsageError, match="only different GPUs"):
+        load_model(tiny.tiny_model(), device=names)
+
+
+def test_a_list_of_gpus_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [str(place) for place in pick_devices("cuda:2,cuda:0")] == ["cuda:2", "cuda:0"]
+    assert cli._device("cuda:2,cuda:0") == "cuda:2,cuda:0"
+    for text in ("cuda,cuda:1", "cpu,cuda:1", "cuda:1,", "cuda:1;cuda:2"):
+        with pytest.raises(UsageError):
+            cli._device(text)
+
+
+@pytest.mark.gpu
+def test_gpus_together_give_the_pixels_of_one(tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("takes two GPUs")
+    case = catalogue.case("photo")
+    tilecodec.encode(case.pixels, tmp_path / "a.zarr", tile=128, device="cuda:0")
+    wanted = tilecodec.open(tmp_path / "a.zarr", device="cuda:0")[...]
+    tilecodec.encode(case.pixels, tmp_path / "b.zarr", tile=128, device="cuda:0,cuda:1")
+    found = tilecodec.open(tmp_path / "b.zarr", device="cuda:0,cuda:1")[...]
+    np.testing.assert_array_equal(found, wanted)
 
 
 # --- a device that is gone
@@ -474,7 +583,7 @@ def test_streams_side_by_side_give_the_bits_of_one_at_a_time() -> None:
             assert torch.equal(code, wanted_code)
             assert torch.equal(hyper, wanted_hyper)
             assert code.is_pinned()
-    assert 1 < len(model._lanes._idle) <= TOGETHER
+    assert 1 < len(model.seats.all[0].lanes._idle) <= TOGETHER
 
 
 @pytest.mark.gpu
@@ -504,5 +613,5 @@ def test_a_gpu_that_is_full_is_told_with_figures() -> None:
         return torch.empty(1 << 50, dtype=torch.uint8, device=x.device)
 
     with pytest.raises(NotEnoughMemoryError, match="Tried to allocate"):
-        model._lanes.run(1, "it", work, torch.zeros(1))
+        model.seats.all[0].lanes.run(1, "it", work, torch.zeros(1))
     assert model.reconstruct(latents(model, 1)[0], 50).shape == (HEIGHT, WIDTH, 3)

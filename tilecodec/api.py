@@ -619,7 +619,7 @@ def open(  # noqa: A001  # the verb users expect, as in zarr.open
     Args:
         path: the container's folder, or an fsspec URL.
         model: path or name of the model, where the one the container names by hash is not found by itself.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``cuda:N,cuda:M`` spreads windows over several GPUs.
         precision: ``auto``, ``fp32``, ``bf16``, ``fp16`` or ``int8``, see :func:`tilecodec.load_model`.
         compile: let torch.compile make faster code, see :func:`tilecodec.load_model`.
         cache_bytes: decoded windows kept for the next read, of all levels together.

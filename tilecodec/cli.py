@@ -315,7 +315,9 @@ def _parser() -> argparse.ArgumentParser:
     quiet = argparse.ArgumentParser(add_help=False)
     quiet.add_argument("--quiet", action="store_true", help="print errors only, and the result if --json is given")
     device = argparse.ArgumentParser(add_help=False)
-    device.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    device.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or cuda:N,cuda:M,... (default: auto)"
+    )
     device.add_argument(
         "--precision",
         default="auto",
@@ -463,7 +465,7 @@ def _number(option: str, text: str) -> float:
 
 
 def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
+    if not re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]{1,3}(,cuda:[0-9]{1,3})*", text):
         raise UsageError("no such device", got=text, expected="auto, cpu, cuda or cuda:N", where="--device")
     return text
 

@@ -10,7 +10,7 @@ from tilecodec.errors import UsageError
 from tilecodec.limits import DEFAULT_LIMITS, Limits
 
 Device = str
-"""``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+"""``auto``, ``cpu``, ``cuda`` or ``cuda:N``; for several GPUs ``cuda:N,cuda:M``."""
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 """What networks compute in. ``int8`` keeps large weights in eight bits and computes as ``auto`` does; ``auto`` is bf16
 where the device computes it natively, else fp32. No symbol depends on it."""
@@ -107,8 +107,8 @@ class EncodeOptions:
     """Bytes, or such as ``"2GiB"``, that the process may take in all, see :mod:`tilecodec.budget`; None: what the
     machine has."""
     device_memory: int | str | None = None
-    """Bytes, or such as ``"6GiB"``, that weights and windows may take on a GPU, see
-    :mod:`tilecodec.model.device_budget`; None: what is free there."""
+    """Bytes, or such as ``"6GiB"``, that weights and windows may take on a GPU (each, where there are
+    several), see :mod:`tilecodec.model.device_budget`; None: what is free there."""
     overwrite: bool = False
     """Replace an existing target."""
     resume: bool = False

@@ -7,7 +7,7 @@ import logging
 import platform
 import threading
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, cast
 from weakref import WeakValueDictionary
 
@@ -25,11 +25,13 @@ from tilecodec.entropy.tables import CDFTable
 from tilecodec.errors import ModelError, ModelHashError, NotEnoughMemoryError, UsageError
 from tilecodec.memory import available_memory_bytes, keep_freed_memory
 from tilecodec.model.compiled import compile_network
-from tilecodec.model.device import Lanes, Work, device_errors
+from tilecodec.model.device import Lanes, device_errors
 from tilecodec.model.device_budget import plan_device
+from tilecodec.model.ditic import DiTIC
 from tilecodec.model.footprint import analyse_bytes, decode_bytes, hyper_bytes, staged_bytes
 from tilecodec.model.gate import MemoryGate
 from tilecodec.model.loading import load_network, weights_bytes
+from tilecodec.model.seats import Seat, Seats
 from tilecodec.model.weights import INTEGER_PARTS, ModelFile, find_model
 
 logger = logging.getLogger("tilecodec")
@@ -49,8 +51,9 @@ class CodecModel:
     """A model ready to encode and decode tiles.
 
     Attributes:
-        network: the :class:`DiTIC`, in the compute precision. In fp32 it has the float entropy weights too, where the
-            model file keeps them.
+        devices: the devices it runs on; ``device`` is the first.
+        network: the :class:`DiTIC` of the first device, in the compute precision. In fp32 it has the float entropy
+            weights too, where the model file keeps them.
         program: the integer entropy model.
         tables: the integer CDF tables.
         dtype: of the activations.
@@ -73,13 +76,12 @@ class CodecModel:
         compile: bool = False,  # noqa: A002  # torch's own name for it
     ) -> None:
         self.alias, self.sha256, self.config = file.alias, file.sha256, file.config
-        self.device = pick_device(device)
+        self.devices = pick_devices(device)
+        self.device = self.devices[0]
         self.dtype = pick_dtype(self.device, precision)
         int8 = precision == "int8"
         self.precision = "int8" if int8 else _NAMES[self.dtype]
-        self._lanes = Lanes(self.device, lambda: free_memory_bytes(self.device))
         self._device_memory: int | None = None
-        self._budget = MemoryGate(lambda: None)
         self._bounded: WeakValueDictionary[int, CodecModel] = WeakValueDictionary()
         self._bounded_lock = threading.Lock()
         if self.device.type == "cpu":
@@ -88,20 +90,16 @@ class CodecModel:
         self._check_room(needed, f"the weights of {file.alias}")
         self.program = _program(file)
         self.tables = _tables(file, self.program)
-        with device_errors(self.device, f"loading the weights of {file.alias}"):
-            self.network = load_network(
-                file.config,
-                {k: v for k, v in file.tensors.items() if not k.startswith(INTEGER_PARTS)},
-                device=self.device,
-                dtype=self.dtype,
-                int8=int8,
-                absent=INTEGER_PARTS,
-                where=file.path,
-            )
-            if precision == "fp32" and file.source:
-                self._take_float_entropy(file)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)  # other streams than this one will read the weights
+        networks = [self._load(file, place, int8=int8) for place in self.devices]
+        self.network = networks[0]
+        if precision == "fp32" and file.source:
+            self._take_float_entropy(file)
+        self.seats = Seats(
+            [
+                Seat(network, Lanes(place, partial(free_memory_bytes, place)), MemoryGate(lambda: None))
+                for network, place in zip(networks, self.devices, strict=True)
+            ]
+        )
         self.weights_bytes = sum(t.nbytes for t in (*self.network.parameters(), *self.network.buffers()))
         codec = self.network.codec
         self.tile_codec = TileCodec(
@@ -113,7 +111,29 @@ class CodecModel:
         )
         self._gains = None if codec.gains is None else copy.deepcopy(codec.gains).cpu()
         if compile:
-            compile_network(self.network, self._rehearse)
+            for seat in self.seats.all:
+                compile_network(seat.network, self._on(seat)._rehearse)
+
+    def _load(self, file: ModelFile, device: torch.device, *, int8: bool) -> DiTIC:
+        with device_errors(device, f"loading the weights of {file.alias}"):
+            network = load_network(
+                file.config,
+                {k: v for k, v in file.tensors.items() if not k.startswith(INTEGER_PARTS)},
+                device=device,
+                dtype=self.dtype,
+                int8=int8,
+                absent=INTEGER_PARTS,
+                where=file.path,
+            )
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # other streams than this one will read the weights
+        return network
+
+    def _on(self, seat: Seat) -> CodecModel:
+        """The same model on one of its devices alone."""
+        found = copy.copy(self)
+        found.seats = Seats([seat])
+        return found
 
     def _take_float_entropy(self, file: ModelFile) -> None:
         floats = float_entropy(file)
@@ -161,16 +181,17 @@ class CodecModel:
         The networks are shared. Calls under equal budgets count together, those under other budgets by themselves.
 
         Args:
-            device_memory: bytes that the weights and these calls may take, see :mod:`tilecodec.model.device_budget`;
-                None: what is free.
+            device_memory: bytes that the weights and these calls may take on each device, see
+                :mod:`tilecodec.model.device_budget`; None: what is free.
         """
         if device_memory is None:
             return self
         with self._bounded_lock:
             found = self._bounded.get(device_memory)
             if found is None:
-                found, left = copy.copy(self), max(device_memory - self.weights_bytes, 0)
-                found._device_memory, found._budget = device_memory, MemoryGate(lambda: left)
+                found = copy.copy(self)
+                found._device_memory = device_memory
+                found.seats = self.seats.within(max(device_memory - self.weights_bytes, 0))
                 self._bounded[device_memory] = found
             return found
 
@@ -209,22 +230,18 @@ class CodecModel:
             logger.info("%s", plan)
 
     def _check_room(self, needed: int, what: str) -> None:
-        free = free_memory_bytes(self.device)
-        if free is None or needed <= free:
+        found = [(free, place) for place in self.devices if (free := free_memory_bytes(place)) is not None]
+        free, place = min(found, key=lambda pair: pair[0], default=(needed, self.device))
+        if needed <= free:
             return
         smaller = "" if self.precision == "int8" else "use --precision int8 (Python: precision=...), "
         raise NotEnoughMemoryError(
             f"{what} takes more memory than there is",
-            got=f"{free / 2**30:.2f} GiB free on {self.device}",
+            got=f"{free / 2**30:.2f} GiB free on {place}",
             expected=f"{needed / 2**30:.2f} GiB ({self.precision})",
             where=f"model {self.alias}",
             hint=f"Free some memory, {smaller}or take a smaller model",
         )
-
-    def _run(self, needed: int, what: str, work: Work, *inputs: Tensor) -> Tensor:
-        """The network's work, once there is room for it, see :meth:`Lanes.run`."""
-        with self._budget.room(needed):
-            return self._lanes.run(needed, what, work, *inputs)
 
     def rate(self, quality: float) -> float:
         """Quality 1..100 to the rate position 0..1."""
@@ -257,11 +274,12 @@ class CodecModel:
         rows, cols = (slice(s.start // stride, s.stop // stride) for s in core)
         height, width = window.shape[:2]
 
-        def work(levels: Tensor, gain: Tensor) -> Tensor:
-            return self.network.analyse_levels(levels)[0, :, rows, cols].float() * gain
+        def work(network: DiTIC, levels: Tensor, gain: Tensor) -> Tensor:
+            return network.analyse_levels(levels)[0, :, rows, cols].float() * gain
 
         what = f"encoding a window of {width} x {height} px"
-        return self._run(self.analyse_bytes(height, width), what, work, torch.from_numpy(window), self.gain(quality)[0])
+        needed = self.analyse_bytes(height, width)
+        return self.seats.run(needed, what, work, torch.from_numpy(window), self.gain(quality)[0])
 
     def hyper_analyse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """What a tile is coded from.
@@ -275,13 +293,13 @@ class CodecModel:
         Raises: as :meth:`analyse`.
         """
 
-        def work(code: Tensor) -> Tensor:
-            z: Tensor = self.network.codec.h_a(code[None].to(self.dtype, memory_format=torch.channels_last))
+        def work(network: DiTIC, code: Tensor) -> Tensor:
+            z: Tensor = network.codec.h_a(code[None].to(self.dtype, memory_format=torch.channels_last))
             return z[0].float()
 
         small = self.device.type == "cpu"  # beside the windows, which nobody need wait for then
         needed = 0 if small else hyper_bytes(self.config, y.shape[1] * y.shape[2], self.dtype.itemsize)
-        return y, self._run(needed, "encoding a tile", work, y)
+        return y, self.seats.run(needed, "encoding a tile", work, y)
 
     def reconstruct(self, window: LatentWindow, quality: float) -> NDArray[np.uint8]:
         """Decoded latents to pixels.
@@ -297,16 +315,16 @@ class CodecModel:
         """
         height, width = (n * self.config.y_stride for n in window.y_hat.shape[1:])
 
-        def work(y_hat: Tensor, scale: Tensor) -> Tensor:
+        def work(network: DiTIC, y_hat: Tensor, scale: Tensor) -> Tensor:
             y_hat, scale = (t[None].to(self.dtype, memory_format=torch.channels_last) for t in (y_hat, scale))
-            rate = torch.full((1,), self.rate(quality), device=self.device)
-            x0 = self.network.denoise(y_hat, scale, rate).x0
+            rate = torch.full((1,), self.rate(quality), device=y_hat.device)
+            x0 = network.denoise(y_hat, scale, rate).x0
             if self.dtype == torch.float16 and not bool(x0.isfinite().all()):
                 raise ModelError("values leave the range of fp16", where=f"model {self.alias}", hint="Use bf16 or fp32")
-            return self.network.render_levels(x0.to(self.dtype))
+            return network.render_levels(x0.to(self.dtype))
 
         what = f"decoding a window of {width} x {height} px"
-        return self._run(self.decode_bytes(height, width), what, work, window.y_hat, window.scale).numpy()
+        return self.seats.run(self.decode_bytes(height, width), what, work, window.y_hat, window.scale).numpy()
 
     @lru_cache(maxsize=64)  # noqa: B019  # models live as long as the process
     def constant_latent(self, colour: tuple[int, int, int], quality: float) -> tuple[Tensor, Tensor]:
@@ -336,7 +354,8 @@ def load_model(
 
     Args:
         name: ``default``, a path to a model folder or file, or a hash.
-        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:N``, or several of those with commas
+            between them: each gets a copy of the weights, and windows are spread over them.
         precision: ``auto`` (bf16 where the device computes it natively, else fp32), ``fp32``, ``bf16``, ``fp16``, or
             ``int8``: large weights in eight bits, activations as with ``auto``.
         compile: let torch.compile make faster code for the networks, which takes minutes; where it does not work, a
@@ -365,16 +384,16 @@ def shared_model(
         precision: see :func:`load_model`.
         sha256: hash the weights must have, hexadecimal.
         compile: see :func:`load_model`.
-        device_memory: bytes, or such as ``"6GiB"``, see :meth:`CodecModel.within`.
+        device_memory: bytes, or such as ``"6GiB"``, of each device, see :meth:`CodecModel.within`.
 
     Raises:
         ModelHashError: the model has another hash.
         UsageError: ``device_memory`` is given and the device is the CPU.
     """
-    picked = pick_device(device)
-    budget = parse_device_budget(device_memory, picked.type)
-    dtype = pick_dtype(picked, precision)
-    place = (str(picked), "int8" if precision == "int8" else _NAMES[dtype], compile)
+    picked = pick_devices(device)
+    budget = parse_device_budget(device_memory, picked[0].type)
+    dtype = pick_dtype(picked[0], precision)
+    place = (",".join(map(str, picked)), "int8" if precision == "int8" else _NAMES[dtype], compile)
     with _SHARED_LOCK:
         found = _SHARED.get((name.removeprefix("sha256:"), *place))
         if found is None:
@@ -398,6 +417,19 @@ def shared_model(
 SHARED_MODELS = 4
 _SHARED: dict[tuple[str, str, str, bool], CodecModel] = {}
 _SHARED_LOCK = threading.Lock()
+
+
+def pick_devices(device: Device) -> tuple[torch.device, ...]:
+    """The torch devices a device option stands for: one, or those of a list such as ``cuda:0,cuda:1``.
+
+    Raises:
+        UsageError: unknown, absent, or a list of others than different GPUs.
+    """
+    names = device.split(",")
+    picked = tuple(pick_device(name) for name in names)
+    if len(names) > 1 and (len(set(picked)) < len(names) or any(place.type != "cuda" for place in picked)):
+        raise UsageError("only different GPUs go together", got=device, expected="cuda:N,cuda:M", where="device")
+    return picked
 
 
 def pick_device(device: Device) -> torch.device:

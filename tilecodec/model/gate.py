@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from tilecodec.pools import forget_in_forks
+
+PATIENCE: Final = 64
+"""Rooms after which one more may run side by side than after it was lowered; twice as many each time it was."""
 
 
 class MemoryGate:
@@ -20,7 +24,8 @@ class MemoryGate:
     """
 
     def __init__(self, available: Callable[[], int | None], most: int | None = None) -> None:
-        self._available, self._most = available, most
+        self._available, self._most, self._recovers = available, most, most is None
+        self._patience, self._calm = PATIENCE, 0
         self._forget()
         forget_in_forks(self)
 
@@ -46,6 +51,10 @@ class MemoryGate:
                 self._limit = self._available()
             self._running += 1
             self._taken += size_bytes
+            self._calm += 1
+            if self._most is not None and self._recovers and self._calm > self._patience:
+                self._most, self._calm = self._most + 1, 0
+                self._changed.notify_all()
             most = self._most
         try:
             yield most
@@ -56,7 +65,9 @@ class MemoryGate:
                 self._changed.notify_all()
 
     def lower(self, seen: int | None) -> None:
-        """Lets half as many run side by side from now on as run now, at least one. To be called within a room.
+        """Lets half as many run side by side as run now, at least one. To be called within a room.
+
+        One more is let through again after a while: what took the memory may be gone. The while doubles each time.
 
         Args:
             seen: what the room gave. Nothing happens where the number has been lowered since: of several that fail
@@ -65,6 +76,7 @@ class MemoryGate:
         with self._changed:
             if self._most == seen:
                 self._most = max(1, self._running // 2)
+                self._patience, self._calm = 2 * self._patience, 0
 
     def _fits(self, size_bytes: int) -> bool:
         if not self._running:
