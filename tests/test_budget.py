@@ -145,6 +145,7 @@ def test_levels_share_one_cache(tmp_path: Path) -> None:
     decoders = [image.level(n).decoder for n in range(image.levels)]
     (shared,) = {id(d._shared): d._shared for d in decoders}.values()
     assert 0 < shared.windows._results.bytes <= 200_000
+    assert all(d.fetcher._tiles is shared.tiles.tiles and d.fetcher._feet is shared.tiles.feet for d in decoders)
 
 
 def test_tiles_and_their_feet_stay_within_the_plan(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tilecodec.container.chunk import TileState
 from tilecodec.container.store import ByteStore
 from tilecodec.decoder import failures
 from tilecodec.decoder.reference import decode_reference
-from tilecodec.decoder.tiles import TileFetcher
+from tilecodec.decoder.tiles import TileCaches, TileFetcher
 from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import LatentWindow, shared_model
 from tilecodec.errors import LostTileError, StorageError, TileError, UsageError
@@ -109,7 +109,8 @@ def test_neighbours_are_decoded_as_at_the_picture_s_edge(tmp_path: Path) -> None
     image = tilecodec.open(path)
     (layout,), model = image.metadata.levels, shared_model(tiny.tiny_model())
     store = ByteStore(zarr.storage.LocalStore(path), "0")
-    tile = TileFetcher(store, layout, model, cache_bytes=1 << 20).request(TilePosition(0, 0))()
+    caches = TileCaches(1 << 20, layout, model)
+    tile = TileFetcher(store, layout, model, caches=caches).request(TilePosition(0, 0))()
     margin = layout.codec.overlap // model.config.y_stride
     wide = (t.float().numpy() for t in (tile.y_hat, tile.scale))
     import torch

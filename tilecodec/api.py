@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -35,6 +34,7 @@ from tilecodec.errors import Problem, RegionError, TargetExistsError, TileError,
 from tilecodec.files import replace_folder
 from tilecodec.limits import DEFAULT_LIMITS, Limits
 from tilecodec.memory import peak_memory_bytes
+from tilecodec.pools import ForkLock
 from tilecodec.source import SourceMetadata, open_source
 from tilecodec.tiles import TileGrid
 from tilecodec.tiles.cut import sample_checks
@@ -519,7 +519,7 @@ class Image:
         self._levels = [Level(self, n) for n in range(len(self.metadata.levels))]
         self.levels = len(self._levels)
         self.shape = self._levels[0].shape
-        self._lock = threading.RLock()
+        self._lock = ForkLock()
         self._shared: SharedWork | None = None
 
     def level(self, number: int) -> Level:

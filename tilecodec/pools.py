@@ -41,6 +41,23 @@ def _watch_forks() -> None:
         os.register_at_fork(after_in_child=forget)
 
 
+class ForkLock:
+    """A reentrant lock that is free in a fork of the process, whoever held it at that moment."""
+
+    def __init__(self) -> None:
+        self._forget()
+        forget_in_forks(self)
+
+    def _forget(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class Pool:
     """Runs calls on worker threads. Safe to use from several threads.
 

@@ -8,7 +8,6 @@ array's metadata and the neighbouring chunks, so that plain zarr returns the sam
 from __future__ import annotations
 
 import asyncio
-import threading
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from tilecodec.container.rules import MAX_CHUNK_TILES
 from tilecodec.container.store import ByteStore
 from tilecodec.entropy.payload import HEADER
 from tilecodec.errors import CorruptTileError, LostTileError, NotAContainerError, UsageError
+from tilecodec.pools import ForkLock
 from tilecodec.tiles import TileGrid
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class _OpenArrays:
     """Decoders of the arrays being read, the most recent kept; a decoder goes when its store object goes."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._decoders: OrderedDict[tuple[int, str], tuple[weakref.ref[Store], LevelDecoder]] = OrderedDict()
 
     def get(self, store: Store, path: str) -> LevelDecoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -18,7 +18,7 @@ from tilecodec.container.chunk import TileState
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
 from tilecodec.decoder.jobs import JobCache
-from tilecodec.decoder.tiles import DecodedTile, TileFetcher, assemble, foot_rows
+from tilecodec.decoder.tiles import DecodedTile, TileCaches, TileFetcher, assemble, foot_rows
 from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import CodecModel
 from tilecodec.errors import RegionError
@@ -38,7 +38,7 @@ _Tiles = dict[TilePosition, Callable[[], DecodedTile]]
 
 
 class SharedWork:
-    """What the levels of a container share: decoded windows, and the memory that decoding them may take.
+    """What the levels of a container share: decoded tiles and windows, and the memory that decoding may take.
 
     Args:
         layout: of the largest level.
@@ -52,14 +52,15 @@ class SharedWork:
 
     def __init__(self, layout: LevelLayout, model: CodecModel, *, cache_bytes: int, memory: int | None = None) -> None:
         self.plan: MemoryPlan | None = None
+        tiles = _rows_bytes(layout, model)
         if memory is not None:
             sides = _window_sides(layout)
             window = model.decode_bytes(*sides, host=True) + 2 * sides[0] * sides[1] * 3
-            tiles = _rows_bytes(layout, model)
             self.plan = plan = plan_memory(
                 memory, tiles=tiles, window=window, workers=POOL.workers, cache=cache_bytes, what="decoding"
             )
             self._gate, cache_bytes = MemoryGate(lambda: plan.windows * window), plan.cache
+        self.tiles = TileCaches(tiles, layout, model)
         self.windows: JobCache[tuple[str, TilePosition], NDArray[np.uint8]] = JobCache(
             cache_bytes, lambda pixels: pixels.nbytes
         )
@@ -103,9 +104,7 @@ class LevelDecoder:
     ) -> None:
         self.layout, self.model, self._shared = layout, model, shared
         model.check_decode(*_window_sides(layout))
-        self.fetcher = TileFetcher(
-            store, layout, model, cache_bytes=_rows_bytes(layout, model), limits=limits, fill=fill
-        )
+        self.fetcher = TileFetcher(store, layout, model, caches=shared.tiles, limits=limits, fill=fill)
 
     @property
     def height(self) -> int:
@@ -146,7 +145,7 @@ class LevelDecoder:
         tile_rows, tile_cols = grid.row_range(y0, y1, overlap), grid.col_range(x0, x1, overlap)
         windows = self._windows_of(TilePosition(row, col) for row in tile_rows for col in tile_cols)
         blender = RowBlender(grid, overlap, region)
-        try:
+        with contextlib.closing(blender), contextlib.closing(windows):
             for number, (position, pixels) in enumerate(windows, start=1):
                 if number % WINDOWS_TIDY == 0:
                     give_back_freed_memory()
@@ -156,15 +155,15 @@ class LevelDecoder:
                 if block.pixels.size:
                     self._colour(block)
                     yield block
-        finally:
-            blender.close()
 
     @property
     def block_rows(self) -> int:
         """The most rows of a block."""
         return self.layout.grid.tile + self.layout.codec.overlap
 
-    def _windows_of(self, positions: Iterable[TilePosition]) -> Iterator[tuple[TilePosition, NDArray[np.uint8] | None]]:
+    def _windows_of(
+        self, positions: Iterable[TilePosition]
+    ) -> Generator[tuple[TilePosition, NDArray[np.uint8] | None]]:
         """Decoded windows in order, None for lost tiles. The next ones' networks run ahead of the reader, and the
         entropy decoding of those after them ahead of the networks."""
         ahead = POOL.workers + 2

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Final
 
 from tilecodec.errors import TileError
+from tilecodec.pools import ForkLock
 
 KEPT: Final = 10_000
 """Errors of a level that are kept; all are counted."""
@@ -17,7 +17,7 @@ class FailedTiles:
     def __init__(self, tiles: int) -> None:
         self._bits = bytearray(-(-tiles // 8))
         self._errors: dict[int, TileError] = {}
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self.count = 0
 
     def add(self, number: int, error: TileError) -> None:

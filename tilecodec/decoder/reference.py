@@ -11,7 +11,7 @@ from tilecodec.blend import axis_weights
 from tilecodec.container.chunk import TileState
 from tilecodec.container.metadata import LevelLayout, read_metadata
 from tilecodec.container.store import ByteStore, open_store
-from tilecodec.decoder.tiles import TileFetcher, assemble
+from tilecodec.decoder.tiles import TileCaches, TileFetcher, assemble
 from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import CodecModel, LatentWindow, shared_model
 from tilecodec.tiles import TilePosition
@@ -37,7 +37,7 @@ def decode_reference(
     """
     store, layout, model = _open(path, level)
     grid, overlap = layout.grid, layout.codec.overlap
-    fetcher = TileFetcher(store, layout, model, cache_bytes=CACHE_BYTES, fill=fill)
+    fetcher = TileFetcher(store, layout, model, caches=TileCaches(CACHE_BYTES, layout, model), fill=fill)
     positions = [TilePosition(row, col) for row in range(grid.rows) for col in range(grid.cols)]
     windows: dict[TilePosition, NDArray[np.uint8]] = {}
     unblended = np.zeros((grid.padded_height, grid.padded_width, 3), np.uint8)
@@ -78,7 +78,7 @@ def decode_whole(path: str | os.PathLike[str], level: int = 0) -> NDArray[np.uin
     """
     store, layout, model = _open(path, level)
     grid, stride = layout.grid, model.config.y_stride
-    fetcher = TileFetcher(store, layout, model, cache_bytes=CACHE_BYTES)
+    fetcher = TileFetcher(store, layout, model, caches=TileCaches(CACHE_BYTES, layout, model))
     rows = []
     for row in range(grid.rows):
         tiles = [fetcher.request(TilePosition(row, col))() for col in range(grid.cols)]

@@ -62,6 +62,24 @@ def foot_rows(layout: LevelLayout, model: CodecModel) -> int:
     return -(-layout.codec.overlap // model.config.y_stride)
 
 
+class TileCaches:
+    """What is kept of tiles, for all levels of a container. Safe to use from several threads.
+
+    Args:
+        limit_bytes: decoded tiles, and feet of tiles, that are kept.
+        layout: of any level.
+        model: the container's.
+    """
+
+    def __init__(self, limit_bytes: int, layout: LevelLayout, model: CodecModel) -> None:
+        rows = foot_rows(layout, model)
+        feet = limit_bytes * rows // (layout.grid.tile // model.config.y_stride + rows)
+        self.tiles: JobCache[tuple[str, TilePosition], DecodedTile] = JobCache(
+            limit_bytes - feet, DecodedTile.size_bytes
+        )
+        self.feet: BoundedCache[tuple[str, TilePosition], DecodedTile] = BoundedCache(feet)
+
+
 class TileFetcher:
     """Tiles of one level. Safe to use from several threads.
 
@@ -69,7 +87,7 @@ class TileFetcher:
         store: the level's.
         layout: likewise.
         model: the container's.
-        cache_bytes: decoded tiles that are kept, and feet of tiles.
+        caches: what is kept.
         limits: what the container may ask for at most.
         fill: colour of tiles that cannot be decoded; None: such a tile is an error.
 
@@ -83,7 +101,7 @@ class TileFetcher:
         layout: LevelLayout,
         model: CodecModel,
         *,
-        cache_bytes: int,
+        caches: TileCaches,
         limits: Limits = DEFAULT_LIMITS,
         fill: tuple[int, int, int] | None = None,
     ) -> None:
@@ -93,14 +111,12 @@ class TileFetcher:
         self._reader, self.layout, self._model = TileReader(store, layout, limits), layout, model
         self._ahead = ReadAhead(self._reader)
         self._foot_rows = foot_rows(layout, model)
-        feet = cache_bytes * self._foot_rows // (layout.grid.tile // model.config.y_stride + self._foot_rows)
-        self._tiles: JobCache[TilePosition, DecodedTile] = JobCache(cache_bytes - feet, DecodedTile.size_bytes)
-        self._feet: BoundedCache[TilePosition, DecodedTile] = BoundedCache(feet)
+        self._tiles, self._feet = caches.tiles, caches.feet
 
     def expect(self, tiles: Iterable[TilePosition], feet: Iterable[TilePosition]) -> None:
         """Starts reading the bytes of tiles that will soon be requested, and of those of which only the foot will."""
-        wanted = itertools.chain(tiles, (at for at in feet if at not in self._feet))
-        self._ahead.expect(at for at in wanted if not self._tiles.has(at))
+        wanted = itertools.chain(tiles, (at for at in feet if self._key(at) not in self._feet))
+        self._ahead.expect(at for at in wanted if not self._tiles.has(self._key(at)))
 
     def forget(self, tiles: Iterable[TilePosition]) -> None:
         """Tells that tiles are not expected after all."""
@@ -111,22 +127,26 @@ class TileFetcher:
 
         The call raises a TileError, naming the tile; with a fill colour the tile is a lost one instead.
         """
-        return self._tiles.request(at, lambda: self._fetch(at))
+        return self._tiles.request(self._key(at), lambda: self._fetch(at))
 
     def request_foot(self, at: TilePosition) -> Callable[[], DecodedTile]:
         """:meth:`request` where no more than the lowest rows, as many as the overlap takes, are needed."""
-        foot = self._feet.get(at)
+        foot = self._feet.get(self._key(at))
         return self.request(at) if foot is None else lambda: foot
 
     def shrink(self, at: TilePosition) -> None:
         """Tells that of a tile only its foot is needed any more, or nothing where no window below takes it."""
-        tile = self._tiles.get(at)
+        key = self._key(at)
+        tile = self._tiles.get(key)
         if tile is None or tile.colour is not None:
             return
-        if self._foot_rows and at.row + 1 < self.layout.grid.rows and at not in self._feet:
+        if self._foot_rows and at.row + 1 < self.layout.grid.rows and key not in self._feet:
             foot = tile.foot(self._foot_rows)
-            self._feet.put(at, foot, foot.size_bytes())
-        self._tiles.demote(at)
+            self._feet.put(key, foot, foot.size_bytes())
+        self._tiles.demote(key)
+
+    def _key(self, at: TilePosition) -> tuple[str, TilePosition]:
+        return self.layout.path, at
 
     def _fetch(self, at: TilePosition) -> DecodedTile:
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import platform
-import threading
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Final, cast
@@ -33,6 +32,7 @@ from tilecodec.model.gate import MemoryGate
 from tilecodec.model.loading import load_network, weights_bytes
 from tilecodec.model.seats import Seat, Seats
 from tilecodec.model.weights import INTEGER_PARTS, ModelFile, find_model
+from tilecodec.pools import ForkLock
 
 logger = logging.getLogger("tilecodec")
 
@@ -83,7 +83,7 @@ class CodecModel:
         self.precision = "int8" if int8 else _NAMES[self.dtype]
         self._device_memory: int | None = None
         self._bounded: WeakValueDictionary[int, CodecModel] = WeakValueDictionary()
-        self._bounded_lock = threading.Lock()
+        self._bounded_lock = ForkLock()
         if self.device.type == "cpu":
             keep_freed_memory()
         needed = weights_bytes(file.config, self.dtype, int8=int8, absent=INTEGER_PARTS)
@@ -416,7 +416,7 @@ def shared_model(
 
 SHARED_MODELS = 4
 _SHARED: dict[tuple[str, str, str, bool], CodecModel] = {}
-_SHARED_LOCK = threading.Lock()
+_SHARED_LOCK = ForkLock()
 
 
 def pick_devices(device: Device) -> tuple[torch.device, ...]:

@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 
 from tilecodec.errors import SourceError
+from tilecodec.pools import ForkLock
 from tilecodec.source.base import Pixels
 from tilecodec.source.files import RandomAccessFile, read_block
 
@@ -56,7 +57,7 @@ class SegmentCache:
     def __init__(self, *, slot_bytes: int, memory_bytes: int = MEMORY_BYTES) -> None:
         self._slot_bytes = max(1, slot_bytes)
         self._memory_limit = memory_bytes
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._file: RandomAccessFile | None = None
         self._file_failed = False
