@@ -132,7 +132,8 @@ def cut(rng: np.random.Generator, pictures: Sequence[Pixels], model: CodecModel,
         window = np.ascontiguousarray(padded[y0 : y0 + height, x0 : x0 + width])
         quality = float(rng.integers(1, 101))
         core = slice(halo, halo + rows), slice(halo, halo + cols)
-        y, z = model.hyper_analyse(model.analyse(window, core, quality))
+        y = model.analyse(window, core, quality)
+        (z,) = model.hyper_analyse([y])
         tiles.append((y, z, quality, rows - short[0], cols - short[1]))
     return tiles
 

@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         pixels = middle(picture.pixels(), side)
         if len(pixels) != side:
             continue
-        y, z = model.hyper_analyse(model.analyse(pixels, (core, core), args.quality))
+        y = model.analyse(pixels, (core, core), args.quality)
+        (z,) = model.hyper_analyse([y])
         payload = model.tile_codec.encode(y, z, quality=args.quality, height=side, width=side)
         words = floats.encode(y, z)[0]
         sizes.append(len(payload.to_bytes()))

@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _both(model: Any, floats: FloatEntropy, pixels: Pixels, quality: float) -> dict[str, tuple[int, float]]:
     """Bytes and PSNR of one tile with either entropy model."""
     side = slice(0, len(pixels))
-    y, z = model.hyper_analyse(model.analyse(pixels, (side, side), quality))
+    y = model.analyse(pixels, (side, side), quality)
+    (z,) = model.hyper_analyse([y])
     payload = model.tile_codec.encode(y, z, quality=quality, height=len(pixels), width=len(pixels))
     latent = model.tile_codec.decode(payload, "bench")
     words, y_hat, scale = floats.encode(y, z)

@@ -572,13 +572,13 @@ def test_streams_side_by_side_give_the_bits_of_one_at_a_time() -> None:
     core = (slice(64, 576), slice(64, 576))
     alone = [model.reconstruct(window, 50) for window in windows]
     codes = [model.analyse(window, core, 50) for window in pixels]
-    hypers = [model.hyper_analyse(code)[1] for code in codes]
+    hypers = [model.hyper_analyse([code])[0] for code in codes]
     for _ in range(3):
         for found, wanted in zip(together(model, windows), alone, strict=True):
             np.testing.assert_array_equal(found, wanted)
         with ThreadPoolExecutor(TOGETHER) as pool:
             found_codes = list(pool.map(lambda window: model.analyse(window, core, 50), pixels))
-            found_hypers = list(pool.map(lambda code: model.hyper_analyse(code)[1], found_codes))
+            found_hypers = list(pool.map(lambda code: model.hyper_analyse([code])[0], found_codes))
         for code, wanted_code, hyper, wanted_hyper in zip(found_codes, codes, found_hypers, hypers, strict=True):
             assert torch.equal(code, wanted_code)
             assert torch.equal(hyper, wanted_hyper)

@@ -185,17 +185,22 @@ class LevelEncoder:
         pixels = np.ascontiguousarray(_part(block, origin, window))
         with self._line.gate():
             code = self._model.analyse(pixels, inside, self.layout.codec.quality)
-        coded: dict[TilePosition, Future[bytes]] = {}
+        parts: dict[TilePosition, Tensor] = {}
+        alike: dict[tuple[int, int], list[TilePosition]] = {}
         for at, core in zip(group, cores, strict=True):
             rows = slice((core.y0 - whole.y0) // stride, (core.y1 - whole.y0) // stride)
             cols = slice((core.x0 - whole.x0) // stride, (core.x1 - whole.x0) // stride)
-            if not self._line.closed:
-                coded[at] = POOL.submit(self._payload, code[:, rows, cols], grid.true_core(at))
+            parts[at] = code[:, rows, cols]
+            alike.setdefault((core.height, core.width), []).append(at)
+        coded: dict[TilePosition, Future[bytes]] = {}
+        for tiles in alike.values():
+            for at, z in zip(tiles, self._model.hyper_analyse([parts[at] for at in tiles]), strict=True):
+                if not self._line.closed:
+                    coded[at] = POOL.submit(self._payload, parts[at], z, grid.true_core(at))
         return coded
 
-    def _payload(self, code: Tensor, true: Window) -> bytes:
+    def _payload(self, y: Tensor, z: Tensor, true: Window) -> bytes:
         """Codes one tile."""
-        y, z = self._model.hyper_analyse(code)
         quality = self.layout.codec.quality
         payload = self._model.tile_codec.encode(y, z, quality=quality, height=true.height, width=true.width)
         return payload.to_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Final, cast
@@ -281,25 +282,26 @@ class CodecModel:
         needed = self.analyse_bytes(height, width)
         return self.seats.run(needed, what, work, torch.from_numpy(window), self.gain(quality)[0])
 
-    def hyper_analyse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """What a tile is coded from.
+    def hyper_analyse(self, codes: Sequence[Tensor]) -> list[Tensor]:
+        """The hyper-latents of tiles, all of one size.
 
         Args:
-            y: one tile's part of :meth:`analyse`'s result, (Cy, h, w), h and w multiples of 4.
+            codes: parts of :meth:`analyse`'s result, (Cy, h, w) each, h and w multiples of 4.
 
         Returns:
-            The code (Cy, h, w) and the hyper-latent (Cz, h/4, w/4), float32 in the process's memory.
+            (Cz, h/4, w/4) float32 each, in the process's memory.
 
         Raises: as :meth:`analyse`.
         """
 
-        def work(network: DiTIC, code: Tensor) -> Tensor:
-            z: Tensor = network.codec.h_a(code[None].to(self.dtype, memory_format=torch.channels_last))
-            return z[0].float()
+        def work(network: DiTIC, y: Tensor) -> Tensor:
+            z: Tensor = network.codec.h_a(y.to(self.dtype, memory_format=torch.channels_last))
+            return z.float()
 
+        y = torch.stack(list(codes))
         small = self.device.type == "cpu"  # beside the windows, which nobody need wait for then
-        needed = 0 if small else hyper_bytes(self.config, y.shape[1] * y.shape[2], self.dtype.itemsize)
-        return y, self.seats.run(needed, "encoding a tile", work, y)
+        needed = 0 if small else hyper_bytes(self.config, len(y) * y[0, 0].numel(), self.dtype.itemsize)
+        return list(self.seats.run(needed, "encoding tiles", work, y))
 
     def reconstruct(self, window: LatentWindow, quality: float) -> NDArray[np.uint8]:
         """Decoded latents to pixels.

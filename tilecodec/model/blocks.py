@@ -25,6 +25,11 @@ def _conv4(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return F.conv2d(x, conv.weight * 4, conv.bias * 4, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
+def _added(x: Tensor, y: Tensor) -> Tensor:
+    """``x + y``, in the place of x where no gradients are recorded."""
+    return x + y if torch.is_grad_enabled() else x.add_(y)
+
+
 class _Activation(nn.Module):
     """Marks where an activation stands, so that the layers keep the checkpoint's numbers. Never called."""
 
@@ -56,15 +61,15 @@ class DepthConvBlock(nn.Module):
         inplace = not torch.is_grad_enabled()
         if self.folded:
             inner = F.silu(expand(x), inplace=inplace)
-            out: Tensor = x + project(depthwise(inner))
+            out: Tensor = _added(project(depthwise(inner)), x)
             first, second = F.silu(wide(out), inplace=inplace).chunk(2, dim=1)
-            out = out + narrow(first + second)
+            out = _added(narrow(first + second), out)
         else:
             inner = F.silu(_conv4(x, expand), inplace=inplace)
             out = x + project(_conv(inner, depthwise, 0.25))
             first, second = F.silu(_conv4(out, wide), inplace=inplace).chunk(2, dim=1)
             out = out + _conv(first + second, narrow, 0.25)
-        return out + x if self.shortcut else out
+        return _added(out, x) if self.shortcut else out
 
     def fold(self) -> None:
         """Multiplies the weights themselves, for inference: the same results, but other numbers in ``state_dict``."""

@@ -63,11 +63,11 @@ def analyse_bytes(config: DiTICConfig, height: int, width: int, value_bytes: int
 
 
 def hyper_bytes(config: DiTICConfig, places: int, value_bytes: int) -> int:
-    """Bytes that the hyper-analysis of a tile takes.
+    """Bytes that the hyper-analysis of tiles takes.
 
     Args:
         config: the network's config.
-        places: code positions of the tile.
+        places: code positions of the tiles.
         value_bytes: of the activations' dtype.
     """
     return SCRATCH + int(SLACK * places * config.codec.y_channels * (10 * value_bytes + FLOAT))

@@ -19,6 +19,8 @@ BLOCK = 8
 """Side of the block transform, in pixels."""
 HALF_RANGE = 127.5
 """Grey levels to a unit of the pixels' range."""
+MIDDLE = 128
+"""A grey level in the middle."""
 STRIP = 2048
 """Blocks that the float32 ends take at a time: their values stay in the cache."""
 
@@ -117,13 +119,16 @@ class LightVAE(nn.Module):
     def merge_ends(self) -> None:
         """For inference: the ends go from and to grey levels, see :meth:`encode_levels` and :meth:`decode_levels`.
 
-        Each block transform and the pointwise layer beside it become one float32 layer, with the scaling of pixels.
-        Call it while all weights are float32. The merged layers stay float32 when the trunk does not
-        (:meth:`keep_ends_exact`): bf16 would round pixels to half a grey level.
+        Each block transform and the pointwise layer beside it become one layer, with the scaling of pixels. Call it
+        while all weights are float32. The layer to grey levels stays float32 when the trunk does not
+        (:meth:`keep_end_exact`): bf16 would round pixels to half a grey level.
         """
         first, last = cast(nn.Conv2d, self.encoder[0]), cast(nn.Conv2d, self.decoder[-1])
         weight, bias = _product(first, self.front)
-        self.from_levels = _linear(_interleaved(weight.T).T / HALF_RANGE, bias - weight.sum(1))
+        # from levels less MIDDLE, which bf16 holds exactly
+        self.from_levels = _linear(
+            _interleaved(weight.T).T / HALF_RANGE, bias + weight.sum(1) * (MIDDLE / HALF_RANGE - 1)
+        )
         weight, bias = _product(self.back, last)
         self.to_levels = _linear(_interleaved(weight) * HALF_RANGE, (_interleaved(bias) + 1) * HALF_RANGE)
         if self.lap is not None:
@@ -131,9 +136,8 @@ class LightVAE(nn.Module):
         self.encoder, self.decoder = self.encoder[1:], self.decoder[:-1]
         del self.front, self.back
 
-    def keep_ends_exact(self) -> None:
-        """Puts the merged layers back to float32 after the network was cast."""
-        self.from_levels.float()
+    def keep_end_exact(self) -> None:
+        """Puts the merged layer to grey levels back to float32 after the network was cast."""
         self.to_levels.float()
 
     def encode_levels(self, levels: Tensor) -> Tensor:
@@ -142,9 +146,10 @@ class LightVAE(nn.Module):
         rows, cols = height // BLOCK, width // BLOCK
         blocks = _swap_rows(levels.contiguous().reshape(rows, BLOCK, cols, 3 * BLOCK)).reshape(rows * cols, -1)
         weight, bias = self.from_levels.weight, self.from_levels.bias
-        trunk = torch.empty(rows * cols, weight.shape[0], dtype=self._trunk_dtype, device=levels.device)
+        trunk = torch.empty(rows * cols, weight.shape[0], dtype=weight.dtype, device=levels.device)
         for part, out in zip(blocks.split(STRIP), trunk.split(STRIP), strict=True):
-            out.copy_(F.linear(part.float(), weight, bias))
+            centred = (part ^ MIDDLE).view(torch.int8)  # the level less MIDDLE
+            torch.addmm(bias, centred.to(weight.dtype), weight.T, out=out)
         return self.encoder(trunk.reshape(1, rows, cols, -1).permute(0, 3, 1, 2))  # type: ignore[no-any-return]
 
     def decode_levels(self, latent: Tensor) -> Tensor:
@@ -164,10 +169,6 @@ class LightVAE(nn.Module):
             out.copy_(values.round_().clamp_(0, 255))
         levels = _swap_rows(blocks.reshape(rows, cols, BLOCK, 3 * BLOCK))
         return levels.reshape(rows * BLOCK, cols * BLOCK, 3)
-
-    @property
-    def _trunk_dtype(self) -> torch.dtype:
-        return next(self.encoder.parameters()).dtype
 
 
 def _product(outer: nn.Conv2d, inner: nn.Conv2d) -> tuple[Tensor, Tensor]:

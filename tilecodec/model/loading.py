@@ -170,7 +170,7 @@ class _Loader:
             for key, buffer in part._buffers.items():
                 part._buffers[key] = None if buffer is None else buffer.to(self._device)
         if isinstance(module, LightVAE):
-            module.keep_ends_exact()
+            module.keep_end_exact()
 
     def _shrink(self, name: str, layer: nn.Module) -> None:
         """Puts a layer's int8 form in its place, made from the stored weight without a copy of it."""
