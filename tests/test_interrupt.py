@@ -92,6 +92,44 @@ def test_a_decode_stops_soon_and_leaves_nothing(container: Path, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+DROPPED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import tilecodec.api
+from tilecodec.cli import main
+
+class Drops:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)  # what it raises goes no further than a finaliser
+
+made, plain = [], tilecodec.api.Progress
+
+def progress(*args):
+    made.append(args)
+    if len(made) == 2:
+        Drops()
+    return plain(*args)
+
+tilecodec.api.Progress = progress
+code = main()
+print(code, len(made))
+"""
+
+
+@pytest.mark.parametrize("way", ["encode", "decode"])
+def test_a_signal_that_python_drops_ends_it_all_the_same(
+    way: str, picture: Path, container: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / ("a.zarr" if way == "encode" else "a.tif")
+    words = [way, picture if way == "encode" else container, target, "--model", tiny.tiny_model()]
+    command = [sys.executable, "-c", DROPPED, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert "Exception ignored" in done.stderr
+    assert "interrupted" in done.stderr
+    assert done.stdout.split()[-2:] == ["130", "2"]
+    assert way == "encode" or list(tmp_path.iterdir()) == []
+
+
 SLOW_START = """
 import signal, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,11 +16,14 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tilecodec.config import PRECISIONS, parse_budget, parse_device_budget
 from tilecodec.errors import CompileWarning, TileCodecError, UsageError
 from tilecodec.models.commands import add_commands
+
+if TYPE_CHECKING:
+    from tilecodec.api import Progress, ProgressCall
 
 Rows = list[tuple[str, str]]
 """A result as a person reads it: names and values."""
@@ -48,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
+    arguments.ending = ending = _Ending()
     try:
-        with warnings.catch_warnings(), _tidy_when_terminated():
+        with warnings.catch_warnings(), ending.by_signals():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")
                 warnings.simplefilter("always", CompileWarning)
@@ -72,21 +76,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-@contextlib.contextmanager
-def _tidy_when_terminated() -> Iterator[None]:
-    """Let SIGTERM end the program as an exception does, so that nothing half-written is left."""
+class _Ending:
+    """Lets SIGINT and SIGTERM end the program as exceptions do, so that nothing half-written is left.
 
-    def end(*_: object) -> None:
-        raise SystemExit(_TERMINATED)
+    Python drops an exception that reaches it in a finaliser or within an import, so it is raised once more when there
+    is progress to tell.
+    """
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __init__(self) -> None:
+        self._due: BaseException | None = None
+
+    @contextlib.contextmanager
+    def by_signals(self) -> Iterator[None]:
+        """Within, signals are heeded; an ignored SIGINT (of a job in the background) stays ignored."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        endings: dict[int, BaseException] = {signal.SIGTERM: SystemExit(_TERMINATED)}
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            endings[signal.SIGINT] = KeyboardInterrupt()
+
+        def end(number: int, _: object) -> None:
+            self._due = endings[number]
+            raise self._due
+
+        before = {number: signal.signal(number, end) for number in endings}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def told(self, progress: ProgressCall | None) -> ProgressCall:
+        """What is to be called with progress: it raises what is due, or tells ``progress``."""
+
+        def tell(made: Progress) -> None:
+            if self._due is not None:
+                raise self._due
+            if progress is not None:
+                progress(made)
+
+        return tell
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
@@ -136,7 +166,7 @@ def _encode(arguments: argparse.Namespace) -> int:
     from tilecodec.progress import progress_bar
 
     with progress_bar("encoding", quiet=arguments.quiet) as progress:
-        report = api.encode(arguments.source, arguments.target, progress=progress, **options)
+        report = api.encode(arguments.source, arguments.target, progress=arguments.ending.told(progress), **options)
     rows = [
         ("container", report.target),
         ("size", f"{_size(report.width, report.height)}, {_count(report.levels, 'level')}"),
@@ -173,7 +203,7 @@ def _decode(arguments: argparse.Namespace) -> int:
             device_memory=device_memory,
             overwrite=arguments.overwrite,
             on_error=arguments.on_error,
-            progress=progress,
+            progress=arguments.ending.told(progress),
         )
     rows = [
         ("picture", report.target),
