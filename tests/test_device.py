@@ -135,6 +135,10 @@ def test_a_lowered_gate_opens_again_after_a_while() -> None:
             with gate.room(1) as most:
                 seen.append(most)
         assert seen == [1] * (2**number * PATIENCE) + [2]
+    with gate.room(1) as most, gate.room(1):  # one more is let through meanwhile
+        gate._most = 3
+        gate.lower(most)
+        assert gate._most == 1
     fixed = MemoryGate(lambda: None, most=1)
     for _ in range(3 * PATIENCE):
         with fixed.room(1) as most:

@@ -134,6 +134,7 @@ SLOW_START = """
 import signal, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import torch
+torch.set_num_threads(2)
 plain = torch.get_num_threads
 def slow():
     if threading.current_thread().name.startswith("tilecodec-worker"):
@@ -149,6 +150,10 @@ except KeyboardInterrupt:
     print("interrupted", flush=True)
 assert plain() == before
 torch.get_num_threads = plain
+time.sleep(1.5)  # the workers that were starting are through
+new = threading.Thread(target=lambda: print(plain() == before, flush=True))
+new.start()
+new.join()
 assert POOL.submit(int, 7).result() == 7
 print("works", flush=True)
 """
@@ -158,7 +163,7 @@ def test_an_interrupt_while_workers_start_leaves_none_waiting() -> None:
     command = [sys.executable, "-c", SLOW_START]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "starting\n"
+        assert process.stdout.readline().startswith("starting")
         process.send_signal(signal.SIGINT)
         try:
             said, wrong = process.communicate(timeout=30)
@@ -166,7 +171,47 @@ def test_an_interrupt_while_workers_start_leaves_none_waiting() -> None:
             process.kill()
             raise
     assert process.returncode == 0, wrong
-    assert said.split()[-2:] == ["interrupted", "works"]
+    assert said.replace("starting", "").split() == ["interrupted", "True", "works"]
+
+
+STARTING = """
+import argparse, signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from tilecodec import cli
+from tilecodec.decoder.ahead import READS
+from tilecodec.entropy.codec import POOL
+name, pool = {"worker": ("tilecodec-worker", POOL), "read": ("tilecodec-read", READS)}[sys.argv[1]]
+plain = threading._start_new_thread
+
+def start(function, args):
+    started = plain(function, args)
+    if any(thread.name.startswith(name) for thread in threading._limbo):
+        signal.raise_signal(signal.SIGINT)
+    return started
+
+def command(_):
+    threading._start_new_thread = start
+    pool.submit(int).result()
+    return 0
+
+class Parser:
+    def parse_args(self, _):
+        return argparse.Namespace(command=command)
+
+cli._parser = Parser
+code = cli.main([])
+threading._start_new_thread = plain
+assert pool.submit(int, 7).result() == 7
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("pool", ["worker", "read"])
+def test_an_interrupt_within_the_start_of_a_thread(pool: str) -> None:
+    command = [sys.executable, "-c", STARTING, pool]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert "interrupted" in done.stderr
 
 
 def test_of_a_chunk_that_is_not_written_nothing_more_is_coded() -> None:

@@ -394,7 +394,7 @@ class Level:
     @property
     def decoder(self) -> LevelDecoder:
         """The decoder behind it, with the model loaded on first use."""
-        with self._image._lock:
+        with self._image._lock.now:
             if self._decoder is None:
                 self._decoder = self._image._make_decoder(self.layout)
             return self._decoder
@@ -565,7 +565,7 @@ class Image:
         """What the levels share, made once."""
         from tilecodec.decoder.engine import SharedWork
 
-        with self._lock:
+        with self._lock.now:
             if self._shared is None:
                 options, largest = self._options, self.metadata.levels[0]
                 self._shared = SharedWork(

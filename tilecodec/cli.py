@@ -84,7 +84,7 @@ class _Ending:
     """
 
     def __init__(self) -> None:
-        self._due: BaseException | None = None
+        self._due: Callable[[], BaseException] | None = None
 
     @contextlib.contextmanager
     def by_signals(self) -> Iterator[None]:
@@ -92,13 +92,13 @@ class _Ending:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        endings: dict[int, BaseException] = {signal.SIGTERM: SystemExit(_TERMINATED)}
+        endings: dict[int, Callable[[], BaseException]] = {signal.SIGTERM: lambda: SystemExit(_TERMINATED)}
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            endings[signal.SIGINT] = KeyboardInterrupt()
+            endings[signal.SIGINT] = KeyboardInterrupt
 
         def end(number: int, _: object) -> None:
             self._due = endings[number]
-            raise self._due
+            raise self._due()
 
         before = {number: signal.signal(number, end) for number in endings}
         try:
@@ -112,7 +112,7 @@ class _Ending:
 
         def tell(made: Progress) -> None:
             if self._due is not None:
-                raise self._due
+                raise self._due()
             if progress is not None:
                 progress(made)
 
@@ -496,7 +496,8 @@ def _number(option: str, text: str) -> float:
 
 def _device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda|cuda:[0-9]{1,3}(,cuda:[0-9]{1,3})*", text):
-        raise UsageError("no such device", got=text, expected="auto, cpu, cuda or cuda:N", where="--device")
+        expected = "auto, cpu, cuda or cuda:N,..."
+        raise UsageError("no such device", got=text, expected=expected, where="--device")
     return text
 
 

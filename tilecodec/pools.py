@@ -42,20 +42,17 @@ def _watch_forks() -> None:
 
 
 class ForkLock:
-    """A reentrant lock that is free in a fork of the process, whoever held it at that moment."""
+    """A reentrant lock that is free in a fork of the process, whoever held it at that moment: ``with lock.now:``.
+
+    It is not entered itself: Ctrl-C within ``__enter__`` or ``__exit__`` written in Python would leave it held.
+    """
 
     def __init__(self) -> None:
         self._forget()
         forget_in_forks(self)
 
     def _forget(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self.now = threading.RLock()
 
 
 class Pool:
@@ -79,7 +76,14 @@ class Pool:
     def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Like :meth:`concurrent.futures.Executor.submit`. Calls begin in the order they came."""
         with self._lock:
-            return self._started().submit(call, *args, **kwargs)
+            pool = self._started()
+            try:
+                return pool.submit(call, *args, **kwargs)
+            except BaseException:
+                # a thread that was about to start, when Ctrl-C came, is known to nobody who would end it
+                pool.shutdown(wait=False)
+                self._pool = None
+                raise
 
     @property
     def workers(self) -> int:

@@ -50,7 +50,7 @@ class _OpenArrays:
     def get(self, store: Store, path: str) -> LevelDecoder:
         """The decoder of the array at ``path``."""
         key = (id(store), path)
-        with self._lock:
+        with self._lock.now:
             found = self._decoders.get(key)
             if found is not None and found[0]() is store:
                 self._decoders.move_to_end(key)

@@ -28,7 +28,7 @@ class FailedTiles:
             error: what is wrong with it. Its traceback, whose frames hold the tile's bytes, is let go.
         """
         error = error.with_traceback(None)
-        with self._lock:
+        with self._lock.now:
             if number in self:
                 return
             self._bits[number // 8] |= 1 << number % 8
@@ -42,5 +42,5 @@ class FailedTiles:
     @property
     def errors(self) -> list[TileError]:
         """The errors that are kept, in the order of the tiles."""
-        with self._lock:
+        with self._lock.now:
             return [self._errors[number] for number in sorted(self._errors)]

@@ -45,10 +45,19 @@ class _Faulty:
 
 
 class TileReader:
-    """Tiles of one level, each by two range reads. Safe to use from several threads."""
+    """Tiles of one level, each by two range reads. Safe to use from several threads.
 
-    def __init__(self, store: ByteStore, layout: LevelLayout, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._store, self.layout, self.limits = store, layout, limits
+    Args:
+        store: the level's.
+        layout: likewise.
+        limits: what tiles may ask for at most.
+        keep_faults: do not look again where a chunk was absent or damaged, for readers that go on without it.
+    """
+
+    def __init__(
+        self, store: ByteStore, layout: LevelLayout, limits: Limits = DEFAULT_LIMITS, *, keep_faults: bool = False
+    ) -> None:
+        self._store, self.layout, self.limits, self._keep_faults = store, layout, limits, keep_faults
         self._indexes: BoundedCache[tuple[int, int], ChunkIndex | _Faulty] = BoundedCache(1 << 20)
 
     def index(self, chunk: tuple[int, int], where: str) -> ChunkIndex:
@@ -68,7 +77,8 @@ class TileReader:
             return found
         rows, cols = self.layout.tiles_of(*chunk)
         data = self.read_bytes(chunk, 0, index_bytes(rows, cols)) if found is None else found.data
-        self._indexes.put(chunk, _Faulty(data), 64 * rows * cols)
+        if self._keep_faults:
+            self._indexes.put(chunk, _Faulty(data), 64 * rows * cols)
         if data is None:
             raise LostTileError("a chunk is absent", where=where, reason="chunk-absent")
         index = parse_index(data, rows, cols, where, self.layout.place(chunk))

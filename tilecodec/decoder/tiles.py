@@ -108,7 +108,11 @@ class TileFetcher:
         check_model(layout, model, limits)
         self._fill = fill
         self.failed = None if fill is None else FailedTiles(layout.grid.rows * layout.grid.cols)
-        self._reader, self.layout, self._model = TileReader(store, layout, limits), layout, model
+        self._reader, self.layout, self._model = (
+            TileReader(store, layout, limits, keep_faults=fill is not None),
+            layout,
+            model,
+        )
         self._ahead = ReadAhead(self._reader)
         self._foot_rows = foot_rows(layout, model)
         self._tiles, self._feet = caches.tiles, caches.feet

@@ -127,7 +127,8 @@ class TileCodec:
 
             with torch.inference_mode():
                 code = self._model.run(z_symbols, code_step)
-                y_hat, raw, y_symbols = code.y_hat(), code.scale(), code.symbols().numpy()
+                symbols, raw = code.symbols(), code.scale()
+                y_hat, y_symbols = code.y_hat(symbols), symbols.numpy()
             for k, n in enumerate(live):
                 latent = TileLatent(y_hat[k], self._activation(raw[k]), payloads[n].quality)
                 fault = _fault(payloads[n], streams[k], symbol_check(z_symbols[k], y_symbols[k]), where[n])
@@ -181,6 +182,8 @@ class SingleThreadPool(Pool):
 
         def begin() -> None:
             torch.get_num_threads()  # a thread's first use of torch sets its number anew, so that must be over
+            if barrier.broken:
+                return
             torch.set_num_threads(1)
             with contextlib.suppress(threading.BrokenBarrierError):
                 barrier.wait()
@@ -190,6 +193,9 @@ class SingleThreadPool(Pool):
             for _ in range(workers):
                 pool.submit(int)
             barrier.wait()
+        except BaseException:  # Ctrl-C
+            pool.shutdown(wait=False, cancel_futures=True)  # and with it a thread that was about to start
+            raise
         finally:
             barrier.abort()  # after Ctrl-C they would wait for good, and the process's end for them
             torch.set_num_threads(threads)  # the setting also seeds threads made later

@@ -65,9 +65,9 @@ def encode_groups(groups: list[SymbolGroup]) -> NDArray[np.uint32]:
         table = group.table
         order, begins = _grouped(group.rows, len(table.length))
         rows = group.rows[order]
-        bins, index = table.bins[rows], group.symbols[order] - table.offset[rows]
+        bins, index = table.bins[rows], group.symbols[order].astype(np.int64) - table.offset[rows]
         outside = (index < 0) | (index >= bins)
-        code = _fold(index[outside].astype(np.int64), bins[outside])
+        code = _fold(index[outside], bins[outside])
         halves = np.stack([code & 0xFFFF, code >> ESCAPE_BITS], axis=1).astype(np.int32).ravel()
         escapes = 2 * np.concatenate([[0], np.cumsum(outside)])[begins]
         index = np.where(outside, bins, index).astype(np.int32)

@@ -91,10 +91,8 @@ class CodecModel:
         self._check_room(needed, f"the weights of {file.alias}")
         self.program = _program(file)
         self.tables = _tables(file, self.program)
-        networks = [self._load(file, place, int8=int8) for place in self.devices]
+        networks = [self._load(file, place, precision) for place in self.devices]
         self.network = networks[0]
-        if precision == "fp32" and file.source:
-            self._take_float_entropy(file)
         self.seats = Seats(
             [
                 Seat(network, Lanes(place, partial(free_memory_bytes, place)), MemoryGate(lambda: None))
@@ -115,17 +113,19 @@ class CodecModel:
             for seat in self.seats.all:
                 compile_network(seat.network, self._on(seat)._rehearse)
 
-    def _load(self, file: ModelFile, device: torch.device, *, int8: bool) -> DiTIC:
+    def _load(self, file: ModelFile, device: torch.device, precision: Precision) -> DiTIC:
         with device_errors(device, f"loading the weights of {file.alias}"):
             network = load_network(
                 file.config,
                 {k: v for k, v in file.tensors.items() if not k.startswith(INTEGER_PARTS)},
                 device=device,
                 dtype=self.dtype,
-                int8=int8,
+                int8=precision == "int8",
                 absent=INTEGER_PARTS,
                 where=file.path,
             )
+            if precision == "fp32" and file.source:
+                _take_float_entropy(network, file, device)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)  # other streams than this one will read the weights
         return network
@@ -135,14 +135,6 @@ class CodecModel:
         found = copy.copy(self)
         found.seats = Seats([seat])
         return found
-
-    def _take_float_entropy(self, file: ModelFile) -> None:
-        floats = float_entropy(file)
-        for prefix in INTEGER_PARTS:
-            name = prefix.split(".")[1]
-            part = getattr(floats.codec, name)
-            if part is not None:
-                setattr(self.network.codec, name, part.requires_grad_(False).to(self.device))
 
     def _rehearse(self) -> None:
         """Runs the network once over a small window, as it will run; not a square, which might be taken for a rule."""
@@ -187,7 +179,7 @@ class CodecModel:
         """
         if device_memory is None:
             return self
-        with self._bounded_lock:
+        with self._bounded_lock.now:
             found = self._bounded.get(device_memory)
             if found is None:
                 found = copy.copy(self)
@@ -356,8 +348,9 @@ def load_model(
 
     Args:
         name: ``default``, a path to a model folder or file, or a hash.
-        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:N``, or several of those with commas
-            between them: each gets a copy of the weights, and windows are spread over them.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:N``, or several GPUs, ``cuda:N,cuda:M``:
+            each gets a copy of the weights, and windows are spread over them. They should be of one kind, or pixels
+            depend by rounding on which of them a window met.
         precision: ``auto`` (bf16 where the device computes it natively, else fp32), ``fp32``, ``bf16``, ``fp16``, or
             ``int8``: large weights in eight bits, activations as with ``auto``.
         compile: let torch.compile make faster code for the networks, which takes minutes; where it does not work, a
@@ -396,7 +389,7 @@ def shared_model(
     budget = parse_device_budget(device_memory, picked[0].type)
     dtype = pick_dtype(picked[0], precision)
     place = (",".join(map(str, picked)), "int8" if precision == "int8" else _NAMES[dtype], compile)
-    with _SHARED_LOCK:
+    with _SHARED_LOCK.now:
         found = _SHARED.get((name.removeprefix("sha256:"), *place))
         if found is None:
             file = find_model(name)
@@ -444,7 +437,9 @@ def pick_device(device: Device) -> torch.device:
     try:
         picked = torch.device(device)
     except RuntimeError as error:
-        raise UsageError("unknown device", got=device, expected="auto, cpu, cuda or cuda:N", where="device") from error
+        raise UsageError(
+            "unknown device", got=device, expected="auto, cpu, cuda or cuda:N,...", where="device"
+        ) from error
     if picked.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("there is no CUDA device", got=device, expected="auto or cpu", where="device")
     return picked
@@ -483,6 +478,15 @@ def cpu_computes_bf16() -> bool:
         probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
     return False
+
+
+def _take_float_entropy(network: DiTIC, file: ModelFile, device: torch.device) -> None:
+    floats = float_entropy(file)
+    for prefix in INTEGER_PARTS:
+        name = prefix.split(".")[1]
+        part = getattr(floats.codec, name)
+        if part is not None:
+            setattr(network.codec, name, part.requires_grad_(False).to(device))
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

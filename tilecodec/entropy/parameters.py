@@ -70,9 +70,13 @@ class DecodedCode:
         """(N, Cy, h, w) int32."""
         return self._whole([step.symbols for step in self.steps])
 
-    def y_hat(self) -> Tensor:
-        """Decoded values in symbol units, (N, Cy, h, w) float32, exact."""
-        return self.symbols().float().add_(self._whole([step.mean for step in self.steps]).float().mul_(self.mean_step))
+    def y_hat(self, symbols: Tensor) -> Tensor:
+        """Decoded values in symbol units, (N, Cy, h, w) float32, exact.
+
+        Args:
+            symbols: those of :meth:`symbols`.
+        """
+        return symbols.float().add_(self._whole([step.mean for step in self.steps]).float().mul_(self.mean_step))
 
     def scale(self) -> Tensor:
         """The scale register's real values, likewise."""

@@ -67,9 +67,9 @@ def _check_kind(weights: Path, title: str, *marks: str) -> None:
 
 
 def _batched(network: Any, device: str) -> Distance:
-    from tilecodec.entropy.model import pick_device
+    from tilecodec.entropy.model import pick_devices
 
-    place = pick_device(device)
+    place = pick_devices(device)[0]
     network = network.eval().to(place)
 
     def distances(pictures: Sequence[Pixels], original: Pixels) -> list[float]:

@@ -74,7 +74,7 @@ class MemoryGate:
                 together the first one counts.
         """
         with self._changed:
-            if self._most == seen:
+            if self._most is None or (seen is not None and self._most >= seen):
                 self._most = max(1, self._running // 2)
                 self._patience, self._calm = 2 * self._patience, 0
 

@@ -22,7 +22,7 @@ HALF_RANGE = 127.5
 MIDDLE = 128
 """A grey level in the middle."""
 STRIP = 2048
-"""Blocks that the float32 ends take at a time: their values stay in the cache."""
+"""Blocks that the ends take at a time: their values stay in the cache."""
 
 
 def block_transform() -> Tensor:

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from tilecodec.errors import SourceError
-from tilecodec.pools import ForkLock
+from tilecodec.pools import forget_in_forks
 from tilecodec.source.base import Pixels
 from tilecodec.source.files import RandomAccessFile, read_block
 
@@ -57,18 +57,23 @@ class SegmentCache:
     def __init__(self, *, slot_bytes: int, memory_bytes: int = MEMORY_BYTES) -> None:
         self._slot_bytes = max(1, slot_bytes)
         self._memory_limit = memory_bytes
-        self._lock = ForkLock()
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
-        self._file: RandomAccessFile | None = None
         self._file_failed = False
-        self._free: list[int] = []
-        self._slots = 0
         self._slot_limit = 1
         self._use_file = slot_bytes > memory_bytes
-        self.memory_bytes = 0
-        """Bytes of segments kept in memory now."""
         self.decoded = 0
         """Segments decoded so far."""
+        self._forget()
+        forget_in_forks(self)
+
+    def _forget(self) -> None:
+        """Nobody in a fork goes on with what was being decoded, and the file's slots are the other process's."""
+        self._lock = threading.RLock()
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._file: RandomAccessFile | None = None
+        self._free: list[int] = []
+        self._slots = 0
+        self.memory_bytes = 0
+        """Bytes of segments kept in memory now."""
 
     @property
     def file_bytes(self) -> int:

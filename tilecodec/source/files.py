@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import IO, Final
 
 import numpy as np
 
-from tilecodec.pools import ForkLock
 from tilecodec.source.base import Pixels
 
 BATCH: Final = 4 << 20
@@ -24,7 +24,7 @@ class RandomAccessFile:
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._fd = file.fileno()
-        self._lock = ForkLock()
+        self._lock = threading.Lock()
 
     @property
     def size(self) -> int:
