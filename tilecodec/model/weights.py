@@ -38,7 +38,7 @@ SCALE_TABLE: Final = "scale_table"
 INTEGER_PARTS: Final = ("codec.h_s.", "codec.adapter_in.", "codec.g_c.", "codec.adapter_out.", "codec.LRP.")
 """Parts of the network that a model file holds as an integer program, not as weights."""
 VERSION: Final = 1
-EMBEDDED: Final = {"default": "default-3"}
+EMBEDDED: Final = {"default": "default-4"}
 """Friendly names of the models inside the package, and the folder each stands for."""
 OFFICIAL: Final = ("dit-ic-q1", "dit-ic-q2", "dit-ic-q3", "dit-ic-q4")
 """Friendly names of the authors' rate points, once ``tilecodec models pull`` has fetched them."""
