@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,9 +24,9 @@ from vectors import ARITHMETICS, vector_model
 
 from tilecodec.entropy import oracle
 from tilecodec.entropy.codec import POOL
-from tilecodec.entropy.integer import IntegerNetwork, pick_arithmetic
+from tilecodec.entropy.integer import IntegerNetwork, StepNetwork, pick_arithmetic
 from tilecodec.entropy.model import load_model
-from tilecodec.entropy.parameters import EntropyTables
+from tilecodec.entropy.parameters import EntropyTables, places
 from tilecodec.entropy.payload import parse_payload
 from tilecodec.entropy.program import MAX_CHANNELS, MAX_INSTRUCTIONS, Instruction, Layer, Program, parse_program
 from tilecodec.entropy.quantise import CalibrationTile, _Value, _Writer, quantise
@@ -175,6 +176,26 @@ def test_the_widest_sums_are_exact() -> None:
                 network = IntegerNetwork(program, device=CPU, arithmetic=arithmetic)
                 given_ = {"wide": torch.from_numpy(x.reshape(1, 1, 1, -1).astype(np.int16))}
                 assert network.run(code, given_)["base"].flatten().tolist() == wanted, (arithmetic, value)
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("name", ["plain", "full", "default"])
+def test_a_step_is_computed_at_its_own_elements(name: str, arithmetic: Any) -> None:
+    """The same values as those picked out of the whole registers; the shortcut is taken where the program allows."""
+    program = load_model("default").program if name == "default" else vector_model(name).program
+    network = IntegerNetwork(program, device=CPU, arithmetic=arithmetic)
+    channels = 256 if name == "default" else CHANNELS[name]
+    rng = np.random.default_rng(0)
+    for step, (height, width) in itertools.product(range(4), ((4, 4), (5, 3), (2, 2))):
+        quick = StepNetwork(network, program, step, CPU)
+        whole = StepNetwork(network, program, step, CPU)
+        whole._groups, whole._code = [], program.steps[step]
+        base = torch.from_numpy(rng.integers(-3000, 3000, (2, height, width, channels)).astype(np.int16))
+        at = places(channels, height, width, step)[0]
+        for found, wanted in zip(quick(base, at), whole(base, at), strict=True):
+            assert found.dtype == wanted.dtype == torch.int16
+            assert torch.equal(found, wanted)
+    assert quick._groups or name != "default"
 
 
 def test_the_arithmetic_is_picked_for_the_device() -> None:

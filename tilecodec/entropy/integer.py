@@ -18,11 +18,13 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final, Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tilecodec.entropy.program import HIGH, LOW, RESULTS, Instruction, Layer, Program
+from tilecodec.model.blocks import TURNS
 
 Arithmetic = Literal["auto", "int8", "float32", "float64"]
 
@@ -86,6 +88,57 @@ class IntegerNetwork:
                 return blocks.permute(0, 1, 4, 2, 5, 3).reshape(n, 2 * h, 2 * w, c // 4)
             case "concat":
                 return torch.cat(x, dim=-1)
+
+
+class StepNetwork:
+    """One context step of a program: mean and scale of the elements that the step codes, a quarter of them.
+
+    Where pointwise convolutions of one register give both, as in most programs, they are computed at those elements
+    alone.
+
+    Args:
+        network: the program's.
+        program: the program.
+        step: 0 to 3.
+        device: where the registers live.
+    """
+
+    def __init__(self, network: IntegerNetwork, program: Program, step: int, device: torch.device) -> None:
+        self._network, self._step, self._code = network, step, program.steps[step]
+        self._groups: list[_Dense] = []
+        ends = {i.output: i for i in self._code[-2:]}
+        if set(ends) != {"mean", "scale"} or any(i.op != "conv" for i in ends.values()):
+            return
+        layers = [program.layers[str(ends[name].argument)] for name in ("mean", "scale")]
+        if ends["mean"].inputs != ends["scale"].inputs or any(layer.weight.shape[2] != 1 for layer in layers):
+            return
+        self._code, (self._input,) = self._code[:-2], ends["mean"].inputs
+        channels = len(layers[0].weight) // len(TURNS)
+        for group in range(len(TURNS)):
+            part = slice(group * channels, (group + 1) * channels)
+            weight, bias, shift = (
+                np.concatenate([getattr(layer, name)[part] for layer in layers]) for name in ("weight", "bias", "shift")
+            )
+            self._groups.append(_Dense(Layer(weight, bias, shift), device, network.arithmetic))
+
+    def __call__(self, base: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and scale, each int16 (N, n) in coding order.
+
+        Args:
+            base: int16 (N, h, w, C).
+            at: the elements in coding order, flat indexes into (h, w, C).
+        """
+        r, n = self._network.run(self._code, {"base": base}), len(base)
+        if not self._groups:
+            mean, scale = (r[name].reshape(n, -1).index_select(1, at) for name in ("mean", "scale"))
+            return mean, scale
+        x, means, scales = r[self._input], [], []
+        for dense, place in zip(self._groups, TURNS[self._step], strict=True):
+            sums = dense.sums(x[:, place // 2 :: 2, place % 2 :: 2]).to(torch.int16)
+            mean, scale = sums.flatten(1, 2).transpose(1, 2).chunk(2, dim=1)  # by channel, then by place
+            means.append(mean.flatten(1))
+            scales.append(scale.flatten(1))
+        return torch.cat(means, dim=1), torch.cat(scales, dim=1)
 
 
 class _Dense:

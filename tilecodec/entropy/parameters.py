@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tilecodec.entropy.integer import Arithmetic, IntegerNetwork
+from tilecodec.entropy.integer import Arithmetic, IntegerNetwork, StepNetwork
 from tilecodec.entropy.program import HIGH, LOW, Program
 from tilecodec.entropy.tables import CDFTable
 from tilecodec.model.blocks import quadtree_masks
@@ -106,6 +106,7 @@ class EntropyModel:
     def __init__(self, program: Program, *, device: torch.device, arithmetic: Arithmetic = "auto") -> None:
         self._program, self._device = program, device
         self.network = IntegerNetwork(program, device=device, arithmetic=arithmetic)
+        self._steps = [StepNetwork(self.network, program, step, device) for step in range(STEPS)]
         self._median = torch.from_numpy(program.z_median.astype(np.int32)).to(device)
         self._rows = torch.from_numpy(program.rows).to(device)
 
@@ -135,8 +136,7 @@ class EntropyModel:
         steps: list[CodedStep] = []
         for step in range(STEPS):
             at = places(c, h, w, step)[0].to(self._device)
-            seen = self.network.run(program.steps[step], {"base": base})
-            mean, raw = (seen[k].reshape(n, -1).index_select(1, at) for k in ("mean", "scale"))
+            mean, raw = self._steps[step](base, at)
             rows = self._rows.index_select(0, raw.int().sub_(LOW).reshape(-1)).reshape(n, -1)
             coded = code_step(step, StepParameters(mean.cpu(), rows.cpu().numpy())).to(self._device)
             value = _to_register(coded, mean, program.base_bits)

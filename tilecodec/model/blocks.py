@@ -7,7 +7,7 @@ Source: arXiv 2603.13162, supplement; DepthConvBlock after DCVC-RT (arXiv 2502.2
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Final, cast
 
 import torch
 import torch.nn.functional as F
@@ -186,6 +186,10 @@ def random_start(*shape: int, std: float) -> nn.Parameter:
     return nn.Parameter(table if table.is_meta else nn.init.normal_(table, std=std))
 
 
+TURNS: Final = ((0, 1, 2, 3), (3, 2, 1, 0), (2, 3, 0, 1), (1, 0, 3, 2))
+"""By step and channel group: the position that is coded, twice its row in the 2x2 cell plus its column."""
+
+
 def quadtree_masks(height: int, width: int, *, device: torch.device | None = None) -> Tensor:
     """Which positions each channel group codes at each step.
 
@@ -196,7 +200,7 @@ def quadtree_masks(height: int, width: int, *, device: torch.device | None = Non
 
     Source: DiT-IC's four-step quadtree context (after ELIC and DCVC-DC).
     """
-    order = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0], [2, 3, 0, 1], [1, 0, 3, 2]], device=device)
+    order = torch.tensor(TURNS, device=device)
     rows = torch.arange(height, device=device) % 2
     cols = torch.arange(width, device=device) % 2
     position = rows[:, None] * 2 + cols[None, :]
