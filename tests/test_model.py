@@ -54,6 +54,24 @@ def test_grey_levels_go_the_way_of_pixels(lapped: bool, size: tuple[int, int]) -
         assert expected.std() > 20
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shortcut", [False, True])
+@pytest.mark.parametrize("inputs", [16, 24])
+def test_inference_takes_a_block_s_halves_one_by_one(dtype: torch.dtype, shortcut: bool, inputs: int) -> None:
+    """In place and in halves, against the plain way that gradients need; what comes in is left as it is."""
+    torch.manual_seed(0)
+    block = DepthConvBlock(inputs, 16, shortcut=shortcut).eval()
+    block.fold()
+    block.to(dtype)
+    x = torch.randn(2, inputs, 9, 7).to(dtype).to(memory_format=torch.channels_last)
+    before, wanted = x.clone(), block(x).detach()
+    with torch.inference_mode():
+        found = block(x)
+    torch.testing.assert_close(found, wanted, rtol=1e-5 if dtype == torch.float32 else 2**-7, atol=1e-5)
+    assert torch.equal(x, before)
+    assert wanted.float().std() > 0.3
+
+
 def test_loading_a_model_imports_no_compiler() -> None:
     code = (
         "import sys; from tilecodec.entropy.model import load_model; load_model(sys.argv[1]); "
