@@ -155,7 +155,7 @@ def watches(way: str, model: Any, clock: StageClock) -> list[Watch]:
             (tilecodec.encoder, "read_padded", timed(SOURCE)),
             (network, "analyse_levels", timed(ANALYSIS)),
             (network.codec.h_a, "forward", timed(HYPER)),
-            (codec, "encode", timed(CODING)),
+            (codec, "encode_many", timed(CODING)),
             (TilePayload, "to_bytes", timed(CODING)),
             (tilecodec.encoder, "halve", timed(PYRAMID)),
             (RollingRows, "read", timed(PYRAMID)),

@@ -20,7 +20,6 @@ import tilecodec
 from tilecodec.container.chunk import ChunkPlace
 from tilecodec.encoder import AssemblyLine, Chunk, EncodeRoom
 from tilecodec.errors import IncompleteContainerError
-from tilecodec.tiles import TilePosition
 
 SECONDS = 2.0
 """From the signal to the end of the process."""
@@ -217,7 +216,7 @@ def test_an_interrupt_within_the_start_of_a_thread(pool: str) -> None:
 def test_of_a_chunk_that_is_not_written_nothing_more_is_coded() -> None:
     line, analysed = AssemblyLine(EncodeRoom(0)), Future[Any]()
     later, payload = Future[Any](), Future[Any]()
-    analysed.set_result({TilePosition(0, 0): payload})
+    analysed.set_result([payload])
 
     class Interrupted:
         def write(self, chunk: Chunk) -> None:

@@ -50,6 +50,8 @@ SOURCE_BYTES = 80 << 20
 MOST_CHUNKS = 8
 """So many chunks at most are coded at a time, however many cores there are: each takes some hundred megabytes."""
 
+CODED_TOGETHER = 2
+"""Tiles of one window whose symbols are coded together: fewer calls, on arrays that still fit into the cache."""
 CHUNKS_TIDY = 4
 """Chunks after which freed memory is given back."""
 
@@ -65,6 +67,10 @@ class ChunkDone:
     empty_tiles: int
 
 
+Payloads = Future[dict[TilePosition, bytes]]
+"""Of tiles that are coded together."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Chunk:
     """A chunk that is being coded."""
@@ -77,7 +83,7 @@ class Chunk:
     positions: list[TilePosition]
     empty: dict[TilePosition, bytes]
     """Tiles of one colour, and it."""
-    groups: list[Future[dict[TilePosition, Future[bytes]]]]
+    groups: list[Future[list[Payloads]]]
     """The other tiles' payloads to come."""
 
 
@@ -119,9 +125,9 @@ class LevelEncoder:
             block = ahead.result()
             if col + 1 < self.layout.chunk_cols:
                 ahead = self._line.read(self._read, row, col + 1)
+            chunk = self._encode_chunk(row, col, block)
             if self._above is not None:
                 self._feed(row, col, block)
-            chunk = self._encode_chunk(row, col, block)
             if chunk is not None:
                 self._line.put(self, chunk)
 
@@ -168,10 +174,8 @@ class LevelEncoder:
                 groups.append(POOL.submit(self._encode_group, block, origin, group))
         return Chunk(key, ChunkPlace(layout.number, row, col), rows, cols, pixels, positions, empty, groups)
 
-    def _encode_group(
-        self, block: NDArray[np.uint8], origin: Window, group: list[TilePosition]
-    ) -> dict[TilePosition, Future[bytes]]:
-        """Analyses neighbouring tiles in one window, then starts each one's entropy coding."""
+    def _encode_group(self, block: NDArray[np.uint8], origin: Window, group: list[TilePosition]) -> list[Payloads]:
+        """Analyses neighbouring tiles in one window, then starts their entropy coding."""
         grid, stride = self.layout.grid, self._model.config.y_stride
         cores = [grid.core(at) for at in group]
         whole = Window(
@@ -192,24 +196,27 @@ class LevelEncoder:
             cols = slice((core.x0 - whole.x0) // stride, (core.x1 - whole.x0) // stride)
             parts[at] = code[:, rows, cols]
             alike.setdefault((core.height, core.width), []).append(at)
-        coded: dict[TilePosition, Future[bytes]] = {}
+        coded: list[Payloads] = []
         for tiles in alike.values():
-            for at, z in zip(tiles, self._model.hyper_analyse([parts[at] for at in tiles]), strict=True):
+            hyper = dict(zip(tiles, self._model.hyper_analyse([parts[at] for at in tiles]), strict=True))
+            for some in (tiles[n : n + CODED_TOGETHER] for n in range(0, len(tiles), CODED_TOGETHER)):
                 if not self._line.closed:
-                    coded[at] = POOL.submit(self._payload, parts[at], z, grid.true_core(at))
+                    coded.append(POOL.submit(self._payloads, {at: (parts[at], hyper[at]) for at in some}))
         return coded
 
-    def _payload(self, y: Tensor, z: Tensor, true: Window) -> bytes:
-        """Codes one tile."""
-        quality = self.layout.codec.quality
-        payload = self._model.tile_codec.encode(y, z, quality=quality, height=true.height, width=true.width)
-        return payload.to_bytes()
+    def _payloads(self, tiles: dict[TilePosition, tuple[Tensor, Tensor]]) -> dict[TilePosition, bytes]:
+        """Codes tiles of one shape, of each its code and hyper-latent."""
+        true = [self.layout.grid.true_core(at) for at in tiles]
+        payloads = self._model.tile_codec.encode_many(
+            list(tiles.values()), quality=self.layout.codec.quality, sizes=[(w.height, w.width) for w in true]
+        )
+        return {at: payload.to_bytes() for at, payload in zip(tiles, payloads, strict=True)}
 
     def write(self, chunk: Chunk) -> None:
         """Puts a chunk into the store, waiting for what is not coded yet."""
-        coded = {at: future for group in chunk.groups for at, future in group.result().items()}
+        coded = {at: data for group in chunk.groups for some in group.result() for at, data in some.result().items()}
         tiles = [
-            (TileState.EMPTY, chunk.empty[at]) if at in chunk.empty else (TileState.CODED, coded[at].result())
+            (TileState.EMPTY, chunk.empty[at]) if at in chunk.empty else (TileState.CODED, coded[at])
             for at in chunk.positions
         ]
         data = pack_chunk(chunk.rows, chunk.cols, tiles, chunk.place)
@@ -291,8 +298,8 @@ class AssemblyLine:
         self._reader.shutdown(cancel_futures=True)
         for group in (group for _, chunk in self._waiting for group in chunk.groups):
             if not group.cancel() and group.done() and group.exception() is None:
-                for payload in group.result().values():
-                    payload.cancel()
+                for payloads in group.result():
+                    payloads.cancel()
 
     def _write_oldest(self) -> None:
         level, chunk = self._waiting[0]

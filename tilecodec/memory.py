@@ -25,37 +25,15 @@ def peak_memory_bytes() -> int:
 
 
 def used_memory_bytes() -> int:
-    """Resident memory of this process, bytes, without what the C allocator holds ready for use again.
+    """Resident memory of this process, bytes, after what the C allocator holds ready for use again was given back.
 
     Where the platform does not tell, the peak so far.
     """
+    give_back_freed_memory()
     try:
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return peak_memory_bytes()
-    return max(resident - _free_heap_bytes(), 0)
-
-
-class _Mallinfo2(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            *("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks"),
-            "keepcost",
-        )
-    ]
-
-
-def _free_heap_bytes() -> int:
-    """Free memory within glibc's main heap; 0 with another C library."""
-    if not sys.platform.startswith("linux"):
-        return 0
-    try:
-        mallinfo2 = ctypes.CDLL(None).mallinfo2
-    except (OSError, AttributeError):
-        return 0
-    mallinfo2.restype = _Mallinfo2
-    return int(mallinfo2().fordblks)
 
 
 def available_memory_bytes() -> int | None:

@@ -65,22 +65,40 @@ class TileCodec:
         height: true pixel rows of the tile.
         width: true pixel columns of the tile.
         """
-        tables = self._tables
-        z_symbols = _whole(z.numpy() - self._median)
-        groups = [SymbolGroup(z_symbols.ravel(), _channel_rows(z_symbols.shape), tables.z)]
-        flat = y.reshape(-1).numpy()
+        (payload,) = self.encode_many([(y, z)], quality=quality, sizes=[(height, width)])
+        return payload
+
+    def encode_many(
+        self, tiles: Sequence[tuple[Tensor, Tensor]], *, quality: float, sizes: Sequence[tuple[int, int]]
+    ) -> list[TilePayload]:
+        """Encodes tiles of one shape together; payloads are those of one at a time.
+
+        Args:
+            tiles: each one's code and hyper-latent, see :meth:`encode`.
+            quality: 1 to 100.
+            sizes: each one's true pixel rows and columns.
+        """
+        tables, shape = self._tables, tiles[0][0].shape
+        z_symbols = np.stack([_whole(z.numpy() - self._median) for _, z in tiles])
+        z_rows = _channel_rows(z_symbols.shape[1:])
+        groups = [[SymbolGroup(symbols.ravel(), z_rows, tables.z)] for symbols in z_symbols]
+        flat = torch.stack([y for y, _ in tiles]).flatten(1).numpy()
         y_symbols = np.empty(flat.shape, np.int32)
 
         def code_step(step: int, seen: StepParameters) -> Tensor:
-            at = places(*y.shape, step)[1].numpy()
-            symbols = _whole(flat[at] - seen.mean[0].numpy() * np.float32(self._model.mean_step))
-            y_symbols[at] = symbols
-            groups.append(SymbolGroup(symbols, seen.rows[0], tables.y))
-            return torch.from_numpy(symbols)[None]
+            at = places(*shape, step)[1].numpy()
+            symbols = _whole(flat[:, at] - seen.mean.numpy() * np.float32(self._model.mean_step))
+            y_symbols[:, at] = symbols
+            for group, own, rows in zip(groups, symbols, seen.rows, strict=True):
+                group.append(SymbolGroup(own, rows, tables.y))
+            return torch.from_numpy(symbols)
 
         with torch.inference_mode():
-            self._model.run(z_symbols[None], code_step)
-        return TilePayload(height, width, quality, symbol_check(z_symbols, y_symbols), encode_groups(groups))
+            self._model.run(z_symbols, code_step)
+        return [
+            TilePayload(*size, quality, symbol_check(z, y), encode_groups(group))
+            for size, z, y, group in zip(sizes, z_symbols, y_symbols, groups, strict=True)
+        ]
 
     def decode(self, payload: TilePayload, where: str) -> TileLatent:
         """The inverse of :meth:`encode`.
