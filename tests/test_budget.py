@@ -135,6 +135,19 @@ def test_pixels_and_bytes_do_not_depend_on_it(tmp_path: Path, caplog: pytest.Log
     assert not (tmp_path / "c.tif").exists()
 
 
+def test_bytes_do_not_depend_on_how_many_tiles_are_coded_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = catalogue.case("photo").pixels
+    found = []
+    for together in (1, 2, 3):
+        monkeypatch.setattr("tilecodec.encoder.CODED_TOGETHER", together)
+        path = tmp_path / f"{together}" / "a.zarr"
+        tilecodec.encode(pixels, path, model=tiny.tiny_model(), tile=128, chunk_tiles=2)
+        found.append({p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file()})
+    assert found[0] == found[1] == found[2]
+
+
 def test_levels_share_one_cache(tmp_path: Path) -> None:
     case = catalogue.case("photo")
     path = tmp_path / "a.zarr"
