@@ -627,7 +627,8 @@ def _old_format(path: Path, cut: int = 100) -> None:
     torch.save({"codec.a": torch.zeros(99)}, path, _use_new_zipfile_serialization=False)
     whole = path.read_bytes()
     at = len(whole) - 99 * 4 - 8 - 10  # before the count and the values: the end of a pickled list of keys
-    path.write_bytes(whole[:-cut] if cut else whole[:at] + b"0" + whole[at + 1 :])
+    other = b"1" if whole[at : at + 1] == b"0" else b"0"
+    path.write_bytes(whole[:-cut] if cut else whole[:at] + other + whole[at + 1 :])
 
 
 UNREADABLE: dict[str, tuple[Callable[[Path, bytes], object], str]] = {
