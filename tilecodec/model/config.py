@@ -271,7 +271,7 @@ def default_config() -> DiTICConfig:
 
     What only an encode runs is light: an analysis with one block at 1/8 and none at 1/16 learnt the code of one with
     two and three to 2 % of the noise that rounding adds. With it a halo of 32 px changes one symbol in a thousand
-    beside a window's border, and none further in.
+    beside a window's border, and hardly any further in.
     """
     return DiTICConfig(
         vae=VAEConfig(encoder_layers=(1, 0), lapped=True),
