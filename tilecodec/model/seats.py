@@ -54,19 +54,7 @@ class Seats:
         return Seats([replace(seat, budget=MemoryGate(lambda: left)) for seat in self.all])
 
     def run(self, needed: int, what: str, work: NetworkWork, *inputs: Tensor) -> Tensor:
-        """Runs a network's work on the device with the fewest calls, once there is room for it.
-
-        Args:
-            needed: bytes that it takes there.
-            what: the work, for errors.
-            work: see :data:`NetworkWork`. It may run more than once, on another thread.
-            inputs: in the process's memory.
-
-        Returns:
-            The result, in the process's memory.
-
-        Raises: see :meth:`tilecodec.model.device.Lanes.run`.
-        """
+        """:meth:`tilecodec.model.device.Lanes.run` on the device with the fewest calls; the work is given its network."""
         with self._taken() as seat, seat.budget.room(needed):
             return seat.lanes.run(needed, what, partial(work, seat.network), *inputs)
 
