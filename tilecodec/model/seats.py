@@ -54,7 +54,7 @@ class Seats:
         return Seats([replace(seat, budget=MemoryGate(lambda: left)) for seat in self.all])
 
     def run(self, needed: int, what: str, work: NetworkWork, *inputs: Tensor) -> Tensor:
-        """:meth:`tilecodec.model.device.Lanes.run` on the device with the fewest calls; the work is given its network."""
+        """:meth:`tilecodec.model.device.Lanes.run` on the device with the fewest calls; work is given its network."""
         with self._taken() as seat, seat.budget.room(needed):
             return seat.lanes.run(needed, what, partial(work, seat.network), *inputs)
 
