@@ -51,7 +51,8 @@ class RowBlender:
         self._left, self._row = None, row
 
     def add(self, at: TilePosition, pixels: NDArray[np.uint8]) -> Block:
-        """Adds the next window, uint8 (height, width, 3), and returns what it settles.
+        """Adds the next window, of which only the part in the region, uint8 (rows, columns, 3), and returns what it
+        settles.
 
         Windows come from left to right, rows of them from the top. Blocks of a row of windows have the same rows; one
         may have no pixels.
@@ -68,7 +69,6 @@ class RowBlender:
         weights = weights[left - window.x0 : right - window.x0]
         top, middle, below, bottom = self._rows
         y = window.y0 + top
-        pixels = pixels[top:bottom, left - window.x0 : right - window.x0]
         middle, below, bottom = middle - top, below - top, bottom - top
         shared = own - left
         mixed = pixels[:, :shared] * weights[:shared]

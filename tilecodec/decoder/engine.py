@@ -18,7 +18,8 @@ from tilecodec.container.chunk import TileState
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
 from tilecodec.decoder.jobs import JobCache
-from tilecodec.decoder.tiles import DecodedTile, TileCaches, TileFetcher, assemble, foot_rows
+from tilecodec.decoder.tiles import TILES_TOGETHER, DecodedTile, TileCaches, TileFetcher, assemble, foot_rows
+from tilecodec.decoder.windows import DecodedWindow, decode_window
 from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import CodecModel
 from tilecodec.errors import RegionError
@@ -61,8 +62,8 @@ class SharedWork:
             )
             self._gate, cache_bytes = MemoryGate(lambda: plan.windows * window), plan.cache
         self.tiles = TileCaches(tiles, layout, model)
-        self.windows: JobCache[tuple[str, TilePosition], NDArray[np.uint8]] = JobCache(
-            cache_bytes, lambda pixels: pixels.nbytes
+        self.windows: JobCache[tuple[str, TilePosition], DecodedWindow] = JobCache(
+            cache_bytes, DecodedWindow.size_bytes
         )
 
     def room(self) -> AbstractContextManager[object]:
@@ -143,7 +144,7 @@ class LevelDecoder:
         grid, overlap = self.layout.grid, self.layout.codec.overlap
         region = Window(y0, y1, x0, x1)
         tile_rows, tile_cols = grid.row_range(y0, y1, overlap), grid.col_range(x0, x1, overlap)
-        windows = self._windows_of(TilePosition(row, col) for row in tile_rows for col in tile_cols)
+        windows = self._windows_of((TilePosition(row, col) for row in tile_rows for col in tile_cols), region)
         blender = RowBlender(grid, overlap, region)
         with contextlib.closing(blender), contextlib.closing(windows):
             for number, (position, pixels) in enumerate(windows, start=1):
@@ -162,25 +163,25 @@ class LevelDecoder:
         return self.layout.grid.tile + self.layout.codec.overlap
 
     def _windows_of(
-        self, positions: Iterable[TilePosition]
+        self, positions: Iterable[TilePosition], region: Window
     ) -> Generator[tuple[TilePosition, NDArray[np.uint8] | None]]:
-        """Decoded windows in order, None for lost tiles. The next ones' networks run ahead of the reader, and the
-        entropy decoding of those after them ahead of the networks."""
+        """The parts of decoded windows that lie in the region, in order, None for lost tiles. The next ones' networks
+        run ahead of the reader, and the entropy decoding of those after them ahead of the networks."""
         ahead = POOL.workers + 2
         coming = iter(positions)
         expected: deque[TilePosition] = deque()
-        fetching: deque[tuple[TilePosition, NDArray[np.uint8] | _Tiles]] = deque()
+        fetching: deque[tuple[TilePosition, Window, DecodedWindow | _Tiles]] = deque()
         running: deque[tuple[TilePosition, Callable[[], NDArray[np.uint8] | None]]] = deque()
         try:
             while True:
-                while len(fetching) < ahead:
+                while len(fetching) < ahead + TILES_TOGETHER:
                     if not expected:
-                        expected.extend(self._expected(itertools.islice(coming, WINDOWS_READ)))
+                        expected.extend(self._expected(itertools.islice(coming, WINDOWS_READ), region))
                     if not expected:
                         break
                     position = expected.popleft()
-                    found = self._shared.windows.get((self.layout.path, position))
-                    fetching.append((position, self._requested(position) if found is None else found))
+                    part = self._part(position, region)
+                    fetching.append((position, part, self._known(position, part) or self._requested(position)))
                 while fetching and len(running) < ahead:
                     running.append(self._begun(*fetching.popleft()))
                 if not running:
@@ -190,10 +191,22 @@ class LevelDecoder:
         finally:
             self.fetcher.forget(near for at in expected for near in self._made_of(at))
 
-    def _expected(self, positions: Iterable[TilePosition]) -> list[TilePosition]:
+    def _part(self, at: TilePosition, region: Window) -> Window:
+        """What of a window lies in the region, in the padded picture."""
+        window = self.layout.grid.window(at, self.layout.codec.overlap)
+        return Window(
+            max(window.y0, region.y0), min(window.y1, region.y1), max(window.x0, region.x0), min(window.x1, region.x1)
+        )
+
+    def _known(self, at: TilePosition, part: Window) -> DecodedWindow | None:
+        """What is remembered of a window, where that will do."""
+        found = self._shared.windows.get((self.layout.path, at))
+        return found if found is not None and found.covers(part) else None
+
+    def _expected(self, positions: Iterable[TilePosition], region: Window) -> list[TilePosition]:
         """Windows that come next, the bytes of what they are made of on their way."""
         windows = list(positions)
-        missing = [at for at in windows if not self._shared.windows.has((self.layout.path, at))]
+        missing = [at for at in windows if self._known(at, self._part(at, region)) is None]
         made_of = [(near, near.row < at.row) for at in missing for near in self._made_of(at)]
         self.fetcher.expect(
             dict.fromkeys(near for near, above in made_of if not above),
@@ -213,28 +226,31 @@ class LevelDecoder:
         }
 
     def _begun(
-        self, at: TilePosition, made_of: NDArray[np.uint8] | _Tiles
+        self, at: TilePosition, part: Window, made_of: DecodedWindow | _Tiles
     ) -> tuple[TilePosition, Callable[[], NDArray[np.uint8] | None]]:
-        """A window being decoded, and the call that waits for it; a lost tile has none."""
-        if not isinstance(made_of, dict):
-            pixels = made_of
-            return at, lambda: pixels
+        """A part of a window being decoded, and the call that waits for it; a lost tile has none."""
+        if isinstance(made_of, DecodedWindow):
+            known = made_of
+            return at, lambda: known.cut(part)
         tiles = {near: wait() for near, wait in made_of.items()}
         if tiles[at].state is TileState.LOST:
             return at, lambda: None
-        return at, self._shared.windows.request((self.layout.path, at), lambda: self._decode(at, tiles))
+        wait = self._shared.windows.request(
+            (self.layout.path, at), lambda: self._decode(at, part, tiles), lambda found: found.covers(part)
+        )
+        return at, lambda: wait().cut(part)
 
-    def _decode(self, at: TilePosition, tiles: dict[TilePosition, DecodedTile]) -> NDArray[np.uint8]:
-        """A tile's decoded window before blending, uint8 (height, width, 3)."""
-        own = tiles[at].colour
+    def _decode(self, at: TilePosition, part: Window, tiles: dict[TilePosition, DecodedTile]) -> DecodedWindow:
+        """A tile's window before blending, or a part of it."""
+        own, window = tiles[at].colour, self.layout.grid.window(at, self.layout.codec.overlap)
         if own is not None and all(tile.colour == own for tile in tiles.values()):
-            window = self.layout.grid.window(at, self.layout.codec.overlap)
             pixels = np.empty((window.height, window.width, 3), np.uint8)
             pixels[:] = own
-            return pixels
+            return DecodedWindow(pixels, window)
         latent = assemble(self.fetcher, self.model, at, tiles)
+        before = self._shared.windows.get((self.layout.path, at))
         with self._shared.room():
-            return self.model.reconstruct(latent, self.layout.codec.quality)
+            return decode_window(self.model, latent, self.layout.codec.quality, window, part, before)
 
     def _beside(self, lost: TilePosition, region: Window) -> NDArray[np.uint8]:
         """What is blended in place of a lost tile's window: each pixel as in the window of the tile it belongs to.
@@ -242,19 +258,17 @@ class LevelDecoder:
         So the tiles around it are as if it had no weight; its own pixels get the fill colour later on. Only what lies
         in the region is filled in, which takes windows that the region takes anyway.
         """
-        grid, overlap = self.layout.grid, self.layout.codec.overlap
-        place = grid.window(lost, overlap)
+        grid, place = self.layout.grid, self._part(lost, region)
         pixels = np.zeros((place.height, place.width, 3), np.uint8)
         for at in grid.neighbours(lost):
-            core, window = grid.core(at), grid.window(at, overlap)
-            y0, y1 = max(core.y0, place.y0, region.y0), min(core.y1, place.y1, region.y1)
-            x0, x1 = max(core.x0, place.x0, region.x0), min(core.x1, place.x1, region.x1)
+            core = grid.core(at)
+            y0, y1 = max(core.y0, place.y0), min(core.y1, place.y1)
+            x0, x1 = max(core.x0, place.x0), min(core.x1, place.x1)
             if at == lost or y0 >= y1 or x0 >= x1:
                 continue
-            ((_, own),) = self._windows_of([at])
+            ((_, own),) = self._windows_of([at], Window(y0, y1, x0, x1))
             if own is not None:
-                part = own[y0 - window.y0 : y1 - window.y0, x0 - window.x0 : x1 - window.x0]
-                pixels[y0 - place.y0 : y1 - place.y0, x0 - place.x0 : x1 - place.x0] = part
+                pixels[y0 - place.y0 : y1 - place.y0, x0 - place.x0 : x1 - place.x0] = own
         return pixels
 
     def _colour(self, block: Block) -> None:

@@ -47,25 +47,47 @@ class JobCache(Generic[K, V]):
         """Makes a result the next to be dropped."""
         self._results.demote(key)
 
-    def request(self, key: K, work: Callable[[], V]) -> Callable[[], V]:
+    def request(self, key: K, work: Callable[[], V], enough: Callable[[V], bool] = lambda _: True) -> Callable[[], V]:
         """Starts the work unless its result is remembered or under way; the returned call waits for the result.
 
         The call raises what the work raised, which is not remembered.
+
+        Args:
+            key: of the result.
+            work: gives it.
+            enough: whether a result, which others may have asked for, will do. If not, the work is done all the same,
+                and what it gives has to do.
         """
+        return self.join(key, lambda: POOL.submit(self._do, key, work), enough)
+
+    def join(
+        self, key: K, start: Callable[[], Future[V]], enough: Callable[[V], bool] = lambda _: True
+    ) -> Callable[[], V]:
+        """:meth:`request` of work that is started some other way, and calls :meth:`remember`."""
         found = self._results.get(key)
-        if found is not None:
+        if found is not None and enough(found):
             result = found
             return lambda: result
         with self._lock:
             future = self._under_way.get(key)
             if future is None:
-                future = self._under_way[key] = POOL.submit(self._do, key, work)
+                future = self._under_way[key] = start()
                 future.add_done_callback(lambda _: self._done(key))
-        return future.result
+        under_way = future
+
+        def wait() -> V:
+            result = under_way.result()
+            return result if enough(result) else self.join(key, start, enough)()
+
+        return wait
+
+    def remember(self, key: K, result: V) -> None:
+        """Keeps a result, within the bound."""
+        self._results.put(key, result, self._size(result))
 
     def _do(self, key: K, work: Callable[[], V]) -> V:
         result = work()
-        self._results.put(key, result, self._size(result))
+        self.remember(key, result)
         return result
 
     def _done(self, key: K) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -18,12 +18,17 @@ from tilecodec.decoder.cache import BoundedCache
 from tilecodec.decoder.failures import FailedTiles
 from tilecodec.decoder.jobs import JobCache
 from tilecodec.decoder.reader import StoredTile, TileReader, check_model
+from tilecodec.decoder.together import Together
+from tilecodec.entropy.codec import TileLatent
 from tilecodec.entropy.model import CodecModel, LatentWindow
-from tilecodec.errors import TileError
+from tilecodec.entropy.payload import TilePayload
+from tilecodec.errors import TileCodecError, TileError
 from tilecodec.limits import DEFAULT_LIMITS, Limits
 from tilecodec.memory import own_pages
 from tilecodec.tiles import TilePosition
 
+TILES_TOGETHER: Final = 4
+"""The most tiles that are decoded together: a fifth less time than one by one."""
 TILE_BYTES: Final = 256
 """What a decoded tile takes in a cache beside its latents."""
 
@@ -116,6 +121,7 @@ class TileFetcher:
         self._ahead = ReadAhead(self._reader)
         self._foot_rows = foot_rows(layout, model)
         self._tiles, self._feet = caches.tiles, caches.feet
+        self._together = Together(self._fetch, TILES_TOGETHER)
 
     def expect(self, tiles: Iterable[TilePosition], feet: Iterable[TilePosition]) -> None:
         """Starts reading the bytes of tiles that will soon be requested, and of those of which only the foot will."""
@@ -131,7 +137,7 @@ class TileFetcher:
 
         The call raises a TileError, naming the tile; with a fill colour the tile is a lost one instead.
         """
-        return self._tiles.request(self._key(at), lambda: self._fetch(at))
+        return self._tiles.join(self._key(at), lambda: self._together.submit(at))
 
     def request_foot(self, at: TilePosition) -> Callable[[], DecodedTile]:
         """:meth:`request` where no more than the lowest rows, as many as the overlap takes, are needed."""
@@ -152,14 +158,36 @@ class TileFetcher:
     def _key(self, at: TilePosition) -> tuple[str, TilePosition]:
         return self.layout.path, at
 
-    def _fetch(self, at: TilePosition) -> DecodedTile:
-        try:
-            return self._decode(self._reader.read(at, self._ahead.take(at)))
-        except TileError as error:
-            if self.failed is None:
-                raise
-            self.failed.add(self._number(at), error)
-            return DecodedTile(TileState.LOST, None, torch.empty(0), torch.empty(0))
+    def _fetch(self, tiles: Sequence[TilePosition]) -> list[DecodedTile | Exception]:
+        """Reads and decodes tiles; where one fails, its error."""
+        found: dict[TilePosition, DecodedTile | Exception] = {}
+        coded: dict[tuple[int, int], list[tuple[TilePosition, TilePayload]]] = {}
+        for at in tiles:
+            try:
+                stored = self._reader.read(at, self._ahead.take(at))
+            except TileCodecError as error:
+                found[at] = error
+                continue
+            if stored.payload is None:
+                found[at] = self._constant(stored)
+            else:
+                core = self.layout.grid.core(at)
+                coded.setdefault((core.height, core.width), []).append((at, stored.payload))
+        for group in coded.values():
+            where = [self.layout.where(at) for at, _ in group]
+            latents = self._model.tile_codec.decode_many([payload for _, payload in group], where)
+            for (at, _), latent in zip(group, latents, strict=True):
+                found[at] = latent if isinstance(latent, Exception) else self._coded(latent)
+        return [self._settled(at, found[at]) for at in tiles]
+
+    def _settled(self, at: TilePosition, tile: DecodedTile | Exception) -> DecodedTile | Exception:
+        """A tile, remembered; a lost one in place of an error, where there is a fill colour."""
+        if isinstance(tile, TileError) and self.failed is not None:
+            self.failed.add(self._number(at), tile)
+            tile = DecodedTile(TileState.LOST, None, torch.empty(0), torch.empty(0))
+        if isinstance(tile, DecodedTile):
+            self._tiles.remember(self._key(at), tile)
+        return tile
 
     def _number(self, at: TilePosition) -> int:
         return at.row * self.layout.grid.cols + at.col
@@ -172,16 +200,15 @@ class TileFetcher:
             return None
         return self.request(at)().colour
 
-    def _decode(self, tile: StoredTile) -> DecodedTile:
-        model = self._model
-        if tile.payload is None:
-            y_hat, scale = model.constant_latent(tile.colour, self.layout.codec.quality)
-            return DecodedTile(tile.state, tile.colour, y_hat.to(model.dtype), scale.to(model.dtype))
-        latent = model.tile_codec.decode(tile.payload, self.layout.where(tile.at))
+    def _constant(self, tile: StoredTile) -> DecodedTile:
+        y_hat, scale = self._model.constant_latent(tile.colour, self.layout.codec.quality)
+        return DecodedTile(tile.state, tile.colour, y_hat.to(self._model.dtype), scale.to(self._model.dtype))
+
+    def _coded(self, latent: TileLatent) -> DecodedTile:
         with torch.inference_mode():
-            _, inverse = model.gain(tile.payload.quality)
-            y_hat, scale = _apart(*((t * inverse).to(model.dtype) for t in (latent.y_hat, latent.scale)))
-        return DecodedTile(tile.state, None, y_hat, scale)
+            _, inverse = self._model.gain(latent.quality)
+            y_hat, scale = _apart(*((t * inverse).to(self._model.dtype) for t in (latent.y_hat, latent.scale)))
+        return DecodedTile(TileState.CODED, None, y_hat, scale)
 
 
 def _apart(*tensors: Tensor) -> list[Tensor]:

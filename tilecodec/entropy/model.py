@@ -31,9 +31,11 @@ from tilecodec.model.ditic import DiTIC
 from tilecodec.model.footprint import analyse_bytes, decode_bytes, hyper_bytes, staged_bytes
 from tilecodec.model.gate import MemoryGate
 from tilecodec.model.loading import load_network, weights_bytes
+from tilecodec.model.parts import needs
 from tilecodec.model.seats import Seat, Seats
 from tilecodec.model.weights import INTEGER_PARTS, ModelFile, find_model
 from tilecodec.pools import ForkLock
+from tilecodec.tiles import Window
 
 logger = logging.getLogger("tilecodec")
 
@@ -307,18 +309,96 @@ class CodecModel:
 
         Raises: as :meth:`analyse`.
         """
-        height, width = (n * self.config.y_stride for n in window.y_hat.shape[1:])
+        height, width = self._size(window)
 
         def work(network: DiTIC, y_hat: Tensor, scale: Tensor) -> Tensor:
-            y_hat, scale = (t[None].to(self.dtype, memory_format=torch.channels_last) for t in (y_hat, scale))
-            rate = torch.full((1,), self.rate(quality), device=y_hat.device)
-            x0 = network.denoise(y_hat, scale, rate).x0
-            if self.dtype == torch.float16 and not bool(x0.isfinite().all()):
-                raise ModelError("values leave the range of fp16", where=f"model {self.alias}", hint="Use bf16 or fp32")
-            return network.render_levels(x0.to(self.dtype))
+            y_hat, scale = self._laid_out(y_hat), self._laid_out(scale)
+            x0 = network.denoise(y_hat, scale, self._rate_on(y_hat.device, quality)).x0
+            return network.render_levels(self._checked(x0))
 
         what = f"decoding a window of {width} x {height} px"
         return self.seats.run(self.decode_bytes(height, width), what, work, window.y_hat, window.scale).numpy()
+
+    @property
+    def renders_parts(self) -> bool:
+        """Whether a part of a window can be decoded by itself, to the same bits: where the network after the
+        transformer is local, and what computes it adds up in one order whatever the size. So does oneDNN in bf16; in
+        fp32 torch takes other ways for small tensors, and GPUs' libraries choose by size."""
+        exact = self.device.type == "cpu" and self.dtype == torch.bfloat16
+        return self.config.vae.kind == "light" and exact and _is_x86() and cpu_computes_bf16()
+
+    def predict(self, window: LatentWindow, quality: float) -> Tensor:
+        """:meth:`reconstruct` as far as it takes the whole window.
+
+        Returns:
+            (1 or 2, latent_channels, h', w') for :meth:`render`, in the process's memory.
+
+        Raises: as :meth:`analyse`.
+        """
+        height, width = self._size(window)
+
+        def work(network: DiTIC, y_hat: Tensor) -> Tensor:
+            y_hat = self._laid_out(y_hat)
+            found = network.predict(y_hat, self._rate_on(y_hat.device, quality))
+            return found.mean if found.velocity is None else torch.cat([found.mean, found.velocity])
+
+        what = f"decoding a window of {width} x {height} px"
+        return self.seats.run(self.decode_bytes(height, width), what, work, window.y_hat)
+
+    def part_cost(self, part: Window, height: int, width: int) -> float:
+        """What :meth:`render` takes for a part of a window, as a share of what it takes for the whole.
+
+        Args:
+            part: pixels of the window, not empty.
+            height: of the window, pixels.
+            width: likewise.
+        """
+        return needs(self.config, part, height, width).positions * self.config.vae.stride**2 / (height * width)
+
+    def render(self, window: LatentWindow, prediction: Tensor, part: Window) -> NDArray[np.uint8]:
+        """A part of what :meth:`reconstruct` gives, bit for bit, where the model :attr:`renders_parts`.
+
+        Args:
+            window: latents, (Cy, h, w).
+            prediction: what :meth:`predict` gave for them.
+            part: pixels of the window, not empty.
+
+        Returns:
+            uint8 (height, width, 3) of the part.
+
+        Raises: as :meth:`analyse`.
+        """
+        part_needs = needs(self.config, part, *self._size(window))
+
+        def work(network: DiTIC, prediction: Tensor, y_hat: Tensor, scale: Tensor) -> Tensor:
+            mean, velocity = prediction[:1], prediction[1:] if len(prediction) > 1 else None
+            x0 = network.settle_part(mean, velocity, self._laid_out(y_hat), self._laid_out(scale), part_needs)
+            return network.render_levels(self._checked(x0))[part_needs.pixels].clone(
+                memory_format=torch.contiguous_format
+            )
+
+        rows, cols = part_needs.latent
+        stride = self.config.vae.stride
+        needed = self.decode_bytes((rows.stop - rows.start) * stride, (cols.stop - cols.start) * stride)
+        what = f"decoding a part of a window, {part.width} x {part.height} px"
+        return self.seats.run(needed, what, work, prediction, window.y_hat, window.scale).numpy()
+
+    def _size(self, window: LatentWindow) -> tuple[int, int]:
+        """Pixels."""
+        height, width = window.y_hat.shape[1:]
+        return height * self.config.y_stride, width * self.config.y_stride
+
+    def _laid_out(self, latent: Tensor) -> Tensor:
+        """(Cy, h, w) as the networks take it."""
+        return latent[None].to(self.dtype, memory_format=torch.channels_last)
+
+    def _rate_on(self, device: torch.device, quality: float) -> Tensor:
+        return torch.full((1,), self.rate(quality), device=device)
+
+    def _checked(self, x0: Tensor) -> Tensor:
+        if self.dtype == torch.float16 and not bool(x0.isfinite().all()):
+            raise ModelError("values leave the range of fp16", where=f"model {self.alias}", hint="Use bf16 or fp32")
+        return x0.to(self.dtype)
 
     @lru_cache(maxsize=64)  # noqa: B019  # models live as long as the process
     def constant_latent(self, colour: tuple[int, int, int], quality: float) -> tuple[Tensor, Tensor]:
@@ -471,10 +551,14 @@ def free_memory_bytes(device: torch.device) -> int | None:
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
+def _is_x86() -> bool:
+    return platform.machine().lower() in {"x86_64", "amd64"}
+
+
 @lru_cache(maxsize=1)
 def cpu_computes_bf16() -> bool:
     """Whether this CPU multiplies bf16 natively (AVX-512 BF16, AMX, or Arm BF16)."""
-    if platform.machine().lower() in {"x86_64", "amd64"}:
+    if _is_x86():
         probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
     return False

@@ -20,6 +20,7 @@ from tilecodec.model.config import DiTICConfig
 from tilecodec.model.guidance import LatentGuidance
 from tilecodec.model.latent_codec import LatentCodec
 from tilecodec.model.light_vae import LightVAE
+from tilecodec.model.parts import Needs
 from tilecodec.model.transformer import SanaTransformer
 
 
@@ -37,6 +38,16 @@ class Denoised:
     """Caption tokens, (B, tokens, caption_channels); None without a transformer."""
     velocity: Tensor | None
     x0: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the decoder works out from the whole of a picture, see :class:`Denoised`."""
+
+    mean: Tensor
+    velocity: Tensor | None
+    prompt: Tensor
+    caption: Tensor | None
 
 
 class DiTIC(nn.Module):
@@ -93,20 +104,54 @@ class DiTIC(nn.Module):
             rate_B: rate position in [0, 1] of each picture.
             diffuse: False leaves the diffusion step out (as training does before the trunk has settled).
         """
+        return self.settle(self.predict(y_hat, rate_B, diffuse=diffuse), y_hat, scale)
+
+    def predict(self, y_hat: Tensor, rate_B: Tensor, *, diffuse: bool = True) -> Prediction:
+        """:meth:`denoise` as far as it takes the whole picture."""
         mean = self.codec.g_s(y_hat)
-        residual = self.codec.aux(y_hat)
-        log_scale = self.codec.scale(scale)
         prompt = self.codec.prompt(y_hat)
         if not diffuse or self.DiT is None or self.prompter is None or self.config.transformer is None:
-            return Denoised(mean, log_scale, residual, prompt, None, None, mean + residual)
+            return Prediction(mean, None, prompt, None)
         settings = self.config.transformer
         caption = self.prompter(prompt)
         timestep = settings.timestep - settings.timestep_span * rate_B
-        velocity = self.DiT(mean, caption, timestep)
+        return Prediction(mean, self.DiT(mean, caption, timestep), prompt, caption)
+
+    def settle(self, found: Prediction, y_hat: Tensor, scale: Tensor) -> Denoised:
+        """The rest of :meth:`denoise`."""
+        residual = self.codec.aux(y_hat)
+        log_scale = self.codec.scale(scale)
+        x0 = self._settled(found.mean, found.velocity, log_scale, residual)
+        return Denoised(found.mean, log_scale, residual, found.prompt, found.caption, found.velocity, x0)
+
+    def _settled(self, mean: Tensor, velocity: Tensor | None, log_scale: Tensor, residual: Tensor) -> Tensor:
+        if velocity is None or self.config.transformer is None:
+            return mean + residual
         sigma = torch.exp(log_scale.float().clamp(-30.0, 20.0) / 2)
         weight = torch.where(sigma < 4, 0.15 * sigma + 0.4, 1.0)
-        x0 = mean - settings.sigma * weight.to(mean.dtype) * velocity + residual
-        return Denoised(mean, log_scale, residual, prompt, caption, velocity, x0)
+        return mean - self.config.transformer.sigma * weight.to(mean.dtype) * velocity + residual
+
+    def settle_part(self, mean: Tensor, velocity: Tensor | None, y_hat: Tensor, scale: Tensor, part: Needs) -> Tensor:
+        """The denoised latent of a part of a window: those of :meth:`denoise`, bit for bit.
+
+        Args:
+            mean: of the whole window, see :class:`Prediction`.
+            velocity: likewise.
+            y_hat: of the whole window, see :meth:`denoise`.
+            scale: likewise.
+            part: what is needed.
+
+        Returns:
+            (B, latent_channels, h, w) of the part's latents.
+        """
+
+        def branch(network: nn.Module, code: Tensor) -> Tensor:
+            made: Tensor = network(_cut(code, part.code))
+            return made[:, :, *part.latent_of_code]
+
+        moved = None if velocity is None else _cut(velocity, part.latent)
+        log_scale, residual = branch(self.codec.scale, scale), branch(self.codec.aux, y_hat)
+        return self._settled(_cut(mean, part.latent), moved, log_scale, residual)
 
     def render(self, x0: Tensor) -> Tensor:
         """Denoised latent to pixels clamped to [-1, 1], (B, 3, H, W)."""
@@ -122,3 +167,8 @@ class DiTIC(nn.Module):
 
 def _scaled(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else x * factor
+
+
+def _cut(x: Tensor, part: tuple[slice, slice]) -> Tensor:
+    """A part of (B, C, h, w), laid out as what the layers take."""
+    return x[:, :, *part].contiguous(memory_format=torch.channels_last)

@@ -22,7 +22,7 @@ HALF_RANGE = 127.5
 MIDDLE = 128
 """A grey level in the middle."""
 STRIP = 2048
-"""Blocks that the ends take at a time: their values stay in the cache."""
+"""The most blocks that the ends take at a time: their values stay in the cache."""
 
 
 def block_transform() -> Tensor:
@@ -156,13 +156,14 @@ class LightVAE(nn.Module):
         """After :meth:`merge_ends`: (1, latent_channels, h, w) to uint8 (16 h, 16 w, 3)."""
         trunk = self.decoder(latent)
         _, _, rows, cols = trunk.shape
-        parts = trunk.permute(0, 2, 3, 1).reshape(rows * cols, -1).split(STRIP)
+        strips = -(-rows * cols // STRIP)  # of about one size: a product with few rows may go another way
+        parts = trunk.permute(0, 2, 3, 1).reshape(rows * cols, -1).chunk(strips)
         lapped = None
         if self.lap is not None:
-            lapped = self.lap(trunk).permute(0, 2, 3, 1).reshape(rows * cols, -1).split(STRIP)
+            lapped = self.lap(trunk).permute(0, 2, 3, 1).reshape(rows * cols, -1).chunk(strips)
         weight, bias = self.to_levels.weight, self.to_levels.bias
         blocks = torch.empty(rows * cols, weight.shape[0], dtype=torch.uint8, device=latent.device)
-        for n, out in enumerate(blocks.split(STRIP)):
+        for n, out in enumerate(blocks.chunk(strips)):
             values = F.linear(parts[n].float(), weight, bias)
             if lapped is not None:
                 values += lapped[n]

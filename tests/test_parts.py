@@ -1,0 +1,286 @@
+"""Parts of windows: the pixels of the whole ones, for less work; and tiles that are decoded together."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import catalogue
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tilecodec
+from tilecodec.decoder.jobs import JobCache
+from tilecodec.decoder.together import Together
+from tilecodec.decoder.windows import DecodedWindow, decode_window
+from tilecodec.entropy.codec import POOL
+from tilecodec.entropy.model import CodecModel, LatentWindow, load_model
+from tilecodec.errors import CorruptTileError
+from tilecodec.model.config import BranchConfig, DiTICConfig
+from tilecodec.model.ditic import DiTIC
+from tilecodec.model.parts import needs
+from tilecodec.tiles import TilePosition, Window
+
+CONFIGS = {
+    "plain": tiny.TINY,
+    "no transformer": replace(tiny.TINY, transformer=None),
+    "deep": replace(
+        tiny.TINY,
+        vae=replace(tiny.TINY.vae, decoder_layers=(3, 2), lapped=True),
+        codec=replace(tiny.TINY.codec, residual=BranchConfig(blocks=2, mid=16), variance=BranchConfig(blocks=1, mid=8)),
+    ),
+}
+HEIGHT, WIDTH = 384, 512
+SPANS = [(0, 1), (0, HEIGHT), (37, 205), (190, 191), (HEIGHT - 1, HEIGHT), (96, 352)]
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("span", SPANS)
+def test_a_part_is_made_from_all_it_needs_and_no_more(config: DiTICConfig, span: tuple[int, int]) -> None:
+    """In float64, where the order of sums is lost in rounding: the part's pixels depend on the inputs it is said to
+    need as the whole window's do, and the outermost of those do matter."""
+    torch.manual_seed(0)
+    network = DiTIC(config).double().eval()
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    (y0, y1), (x0, x1) = span, (100, 300)
+    part = needs(config, Window(y0, y1, x0, x1), HEIGHT, WIDTH)
+    code = torch.randn(2, 1, config.codec.y_channels, HEIGHT // 32, WIDTH // 32, dtype=torch.float64)
+    with torch.inference_mode():
+        found = network.predict(code[0], torch.tensor([0.5]))
+        whole = network.render(network.settle(found, code[0], code[1].abs()).x0)
+        x0_part = network.settle_part(found.mean, found.velocity, code[0], code[1].abs(), part)
+        pixels = network.render(x0_part)[:, :, *part.pixels]
+    torch.testing.assert_close(pixels, whole[:, :, y0:y1, x0:x1], rtol=1e-9, atol=1e-9)
+    assert whole.std() > 1e-3
+    rows, cols = part.latent
+    assert part.positions == (rows.stop - rows.start) * (cols.stop - cols.start) <= HEIGHT * WIDTH // 256
+
+
+@pytest.fixture(scope="module", params=["tiny", "default"])
+def model(request: pytest.FixtureRequest) -> CodecModel:
+    found = load_model(tiny.tiny_model() if request.param == "tiny" else "default")
+    if not found.renders_parts:
+        pytest.skip("this processor computes no bf16: windows are decoded whole")
+    return found
+
+
+def latents(model: CodecModel, rows: int, cols: int, seed: int) -> LatentWindow:
+    generator = torch.Generator().manual_seed(seed)
+    y_hat, scale = torch.randn(2, model.config.codec.y_channels, rows, cols, generator=generator)
+    return LatentWindow(2 * y_hat, scale.abs())
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_a_part_has_the_whole_windows_bits(model: CodecModel, data: Any) -> None:
+    rows, cols = (data.draw(st.integers(1, 18)) for _ in range(2))
+    (y0, y1), (x0, x1) = (
+        sorted(data.draw(st.lists(st.integers(0, 32 * n), min_size=2, max_size=2, unique=True))) for n in (rows, cols)
+    )
+    latent = latents(model, rows, cols, data.draw(st.integers(0, 99)))
+
+    def both() -> tuple[Any, Any]:
+        part = Window(y0, y1, x0, x1)
+        return model.reconstruct(latent, 50), model.render(latent, model.predict(latent, 50), part)
+
+    whole, part = POOL.submit(both).result()
+    np.testing.assert_array_equal(part, whole[y0:y1, x0:x1])
+    assert part.base is None or part.base.nbytes == part.nbytes  # nothing larger is kept
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_where_bits_would_differ_windows_are_whole(precision: Any) -> None:
+    assert not load_model(tiny.tiny_model(), precision=precision).renders_parts
+
+
+def test_a_second_part_is_the_whole_window(model: CodecModel) -> None:
+    latent, place = latents(model, 18, 18, 0), Window(1000, 1576, 2000, 2576)
+    whole = model.reconstruct(latent, 50)
+
+    def decode(part: Window, before: DecodedWindow | None) -> DecodedWindow:
+        return decode_window(model, latent, 50, place, part, before)
+
+    first = decode(Window(1500, 1576, 2000, 2100), None)
+    assert first.place == Window(1500, 1576, 2000, 2100)
+    assert first.prediction is not None
+    assert first.size_bytes() == first.pixels.nbytes + first.prediction.nbytes
+    assert first.covers(Window(1510, 1576, 2000, 2100))
+    assert not first.covers(Window(1499, 1576, 2000, 2100))
+    np.testing.assert_array_equal(first.cut(Window(1510, 1570, 2003, 2100)), whole[510:570, 3:100])
+    second = decode(Window(1000, 1100, 2000, 2100), first)
+    assert (second.place, second.prediction) == (place, None)
+    np.testing.assert_array_equal(second.pixels, whole)
+    most = decode(Window(1000, 1576, 2010, 2576), None)
+    assert most.place == place  # hardly less work
+
+
+@pytest.fixture(scope="module")
+def container(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("parts") / "a.zarr"
+    tilecodec.encode(catalogue.case("photo").pixels, path, model=tiny.tiny_model(), tile=128, levels=1)
+    return path
+
+
+def test_a_region_takes_parts_and_what_is_read_again_takes_windows_once(
+    container: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = tilecodec.open(container)[...]
+    image = tilecodec.open(container)
+    model = image.level(0).decoder.model
+    if not model.renders_parts:
+        pytest.skip("this processor computes no bf16: windows are decoded whole")
+    calls: list[tuple[str, int]] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        method = getattr(model, name)
+
+        def call(*args: Any) -> Any:
+            result = method(*args)
+            calls.append((name, result.nbytes))
+            return result
+
+        return call
+
+    for name in ("predict", "render", "reconstruct"):
+        monkeypatch.setattr(model, name, counted(name))
+    size = 3 * (128 + 2 * model.config.tiling.overlap) ** 2
+    # a corner of one window, and nothing of others
+    np.testing.assert_array_equal(image[:, 0:40, 0:40], expected[:, 0:40, 0:40])
+    assert [name for name, _ in calls] == ["predict", "render"]
+    assert calls[1][1] == 3 * 40 * 40
+    calls.clear()
+    np.testing.assert_array_equal(image[:, 3:40, 0:39], expected[:, 3:40, 0:39])
+    assert not calls
+    np.testing.assert_array_equal(image[:, 0:60, 0:60], expected[:, 0:60, 0:60])
+    assert [name for name, _ in calls] == ["render"]
+    assert 3 * 60 * 60 < calls[0][1] <= size  # what it was decoded from is remembered, and it is whole now
+    calls.clear()
+    np.testing.assert_array_equal(image[:, 0:90, 10:90], expected[:, 0:90, 10:90])
+    assert not calls
+
+
+def test_threads_that_want_different_parts_get_them(container: Path) -> None:
+    expected = tilecodec.open(container)[...]
+    image = tilecodec.open(container)
+    wrong: list[tuple[int, int]] = []
+    begin = threading.Barrier(8)
+
+    def read(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        begin.wait()
+        for _ in range(12):
+            h, w = rng.integers(1, 100, 2)
+            y, x = (int(rng.integers(0, side - own + 1)) for side, own in zip(expected.shape[1:], (h, w), strict=True))
+            if not np.array_equal(image[:, y : y + h, x : x + w], expected[:, y : y + h, x : x + w]):
+                wrong.append((y, x))
+
+    threads = [threading.Thread(target=read, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_result_that_will_not_do_is_worked_out_again() -> None:
+    cache: JobCache[str, int] = JobCache(100, lambda _: 1)
+    go = threading.Event()
+
+    def slow() -> int:
+        go.wait(10)
+        return 1
+
+    small = cache.request("a", slow)
+    large = cache.request("a", lambda: 5, lambda found: found >= 5)  # waits for the other, then asks again
+    go.set()
+    assert (small(), large()) == (1, 5)
+    assert cache.get("a") == 5
+    assert cache.request("a", lambda: 9)() == 5
+    assert cache.request("a", lambda: 9, lambda found: found >= 9)() == 9
+
+
+def blocked() -> tuple[threading.Event, list[Future[Any]]]:
+    """All the pool's threads, waiting for the event."""
+    go, begun = threading.Event(), threading.Semaphore(0)
+
+    def wait() -> None:
+        begun.release()
+        go.wait(30)
+
+    futures = [POOL.submit(wait) for _ in range(POOL.workers)]
+    for _ in futures:
+        begun.acquire()
+    return go, futures
+
+
+def test_what_waits_is_done_together() -> None:
+    batches: list[list[int]] = []
+
+    def work(things: Any) -> list[int | Exception]:
+        batches.append(list(things))
+        return [ValueError(thing) if thing == 5 else -thing for thing in things]
+
+    together: Together[int, int] = Together(work, 4)
+    go, _ = blocked()
+    futures = [together.submit(n) for n in range(9)]
+    go.set()
+    assert [f.result(10) for n, f in enumerate(futures) if n != 5] == [-n for n in range(9) if n != 5]
+    with pytest.raises(ValueError, match="5"):
+        futures[5].result()
+    assert sorted(itertools.chain(*batches)) == list(range(9))
+    assert 3 <= len(batches) < 9
+    assert max(map(len, batches)) <= 4
+
+
+def test_work_that_fails_as_a_whole_tells_all_who_wait() -> None:
+    def work(_: Any) -> list[int | Exception]:
+        raise ZeroDivisionError
+
+    together: Together[int, int] = Together(work, 4)
+    go, _ = blocked()
+    futures = [together.submit(n) for n in range(4)]
+    go.set()
+    for future in futures:
+        with pytest.raises(ZeroDivisionError):
+            future.result(10)
+
+
+def test_a_damaged_tile_among_others_is_the_only_one_that_fails(
+    container: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tilecodec.open(container)
+    fetcher = image.level(0).decoder.fetcher
+    codec = type(image.level(0).decoder.model.tile_codec)
+    decode_many = codec.decode_many
+    sizes: list[int] = []
+    bad = TilePosition(0, 1)
+    name = image.level(0).layout.where(bad)
+
+    def damaged(self: Any, payloads: Any, where: Any) -> Any:
+        sizes.append(len(payloads))
+        found = decode_many(self, payloads, where)
+        return [CorruptTileError("damaged", where=w) if w == name else f for f, w in zip(found, where, strict=True)]
+
+    monkeypatch.setattr(codec, "decode_many", damaged)
+    grid = image.level(0).layout.grid
+    places = [TilePosition(r, c) for r in range(grid.rows) for c in range(grid.cols)]
+    go, _ = blocked()
+    waiting = {at: fetcher.request(at) for at in places}
+    go.set()
+    for at, wait in waiting.items():
+        if at == bad:
+            with pytest.raises(CorruptTileError, match="damaged"):
+                wait()
+        else:
+            assert wait().y_hat.numel()
+    assert max(sizes) > 1

@@ -1,0 +1,61 @@
+"""Work that takes less time for several things at once than for one after another."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+from tilecodec.entropy.codec import POOL
+from tilecodec.pools import forget_in_forks
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Together(Generic[T, R]):
+    """Does things in the pool, those that wait together. Safe to use from several threads.
+
+    Args:
+        work: gives each thing's result, or what is to be raised in its place.
+        most: things at once. Fewer are taken where others of the pool's threads could do their share.
+    """
+
+    def __init__(self, work: Callable[[Sequence[T]], Sequence[R | Exception]], most: int) -> None:
+        self._work, self._most = work, most
+        self._forget()
+        forget_in_forks(self)
+
+    def _forget(self) -> None:
+        """Nobody in a fork waits for what was to be done."""
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[T, Future[R]]] = deque()
+
+    def submit(self, thing: T) -> Future[R]:
+        """The thing's result, to come."""
+        future: Future[R] = Future()
+        with self._lock:
+            self._waiting.append((thing, future))
+        POOL.submit(self._next)
+        return future
+
+    def _next(self) -> None:
+        """Does those that have waited longest."""
+        with self._lock:
+            share = -(-len(self._waiting) // POOL.workers)
+            taken = [self._waiting.popleft() for _ in range(min(share, self._most))]
+        if not taken:
+            return
+        try:
+            results = self._work([thing for thing, _ in taken])
+        except BaseException as error:
+            for _, future in taken:
+                future.set_exception(error)
+            raise
+        for (_, future), result in zip(taken, results, strict=True):
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
