@@ -373,9 +373,7 @@ class CodecModel:
         def work(network: DiTIC, prediction: Tensor, y_hat: Tensor, scale: Tensor) -> Tensor:
             mean, velocity = prediction[:1], prediction[1:] if len(prediction) > 1 else None
             x0 = network.settle_part(mean, velocity, self._laid_out(y_hat), self._laid_out(scale), part_needs)
-            return network.render_levels(self._checked(x0))[part_needs.pixels].clone(
-                memory_format=torch.contiguous_format
-            )
+            return network.render_part(self._checked(x0), part_needs).clone(memory_format=torch.contiguous_format)
 
         rows, cols = part_needs.latent
         stride = self.config.vae.stride

@@ -20,7 +20,7 @@ from tilecodec.model.config import DiTICConfig
 from tilecodec.model.guidance import LatentGuidance
 from tilecodec.model.latent_codec import LatentCodec
 from tilecodec.model.light_vae import LightVAE
-from tilecodec.model.parts import Needs
+from tilecodec.model.parts import Needs, cut
 from tilecodec.model.transformer import SanaTransformer
 
 
@@ -145,17 +145,29 @@ class DiTIC(nn.Module):
             (B, latent_channels, h, w) of the part's latents.
         """
 
-        def branch(network: nn.Module, code: Tensor) -> Tensor:
-            made: Tensor = network(_cut(code, part.code))
-            return made[:, :, *part.latent_of_code]
+        def branch(layers: nn.Sequential, code: Tensor) -> Tensor:
+            made: Tensor = layers[-1](cut(layers[:-1](cut(code, part.code)), part.widened))
+            return made[:, :, *part.unwidened]
 
-        moved = None if velocity is None else _cut(velocity, part.latent)
-        log_scale, residual = branch(self.codec.scale, scale), branch(self.codec.aux, y_hat)
-        return self._settled(_cut(mean, part.latent), moved, log_scale, residual)
+        moved = None if velocity is None else cut(velocity, part.latent)
+        log_scale = branch(self.codec.scale.synthesis_transform, scale)
+        residual = branch(self.codec.aux.block, y_hat)
+        return self._settled(cut(mean, part.latent), moved, log_scale, residual)
 
     def render(self, x0: Tensor) -> Tensor:
         """Denoised latent to pixels clamped to [-1, 1], (B, 3, H, W)."""
         return self.vae.decode(x0 / self.config.vae.scaling_factor).clamp(-1, 1)  # type: ignore[operator,no-any-return]
+
+    def render_part(self, x0: Tensor, part: Needs) -> Tensor:
+        """For inference, a part of what :meth:`render_levels` gives, bit for bit: uint8 (h, w, 3).
+
+        Args:
+            x0: what :meth:`settle_part` gives.
+            part: what is needed; of a network with the light autoencoder.
+        """
+        assert isinstance(self.vae, LightVAE)
+        levels = self.vae.decode_levels(_scaled(x0, 1 / self.config.vae.scaling_factor), part.inner)
+        return levels[part.pixels]
 
     def render_levels(self, x0: Tensor) -> Tensor:
         """For inference, :meth:`render` of one picture's latent as uint8 (H, W, 3)."""
@@ -167,8 +179,3 @@ class DiTIC(nn.Module):
 
 def _scaled(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else x * factor
-
-
-def _cut(x: Tensor, part: tuple[slice, slice]) -> Tensor:
-    """A part of (B, C, h, w), laid out as what the layers take."""
-    return x[:, :, *part].contiguous(memory_format=torch.channels_last)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tilecodec.model.blocks import Down2, Up2, depth_blocks
 from tilecodec.model.config import VAEConfig
+from tilecodec.model.parts import Part, cut
 
 BLOCK = 8
 """Side of the block transform, in pixels."""
@@ -152,9 +153,18 @@ class LightVAE(nn.Module):
             torch.addmm(bias, centred.to(weight.dtype), weight.T, out=out)
         return self.encoder(trunk.reshape(1, rows, cols, -1).permute(0, 3, 1, 2))  # type: ignore[no-any-return]
 
-    def decode_levels(self, latent: Tensor) -> Tensor:
-        """After :meth:`merge_ends`: (1, latent_channels, h, w) to uint8 (16 h, 16 w, 3)."""
-        trunk = self.decoder(latent)
+    def decode_levels(self, latent: Tensor, inner: Part | None = None) -> Tensor:
+        """After :meth:`merge_ends`: (1, latent_channels, h, w) to uint8 (16 h, 16 w, 3).
+
+        Args:
+            latent: see above.
+            inner: the rows and columns of the latent to go on with beyond the layers at its stride; None: all.
+        """
+        if inner is None:
+            trunk = self.decoder(latent)
+        else:
+            up = next(n for n, layer in enumerate(self.decoder) if isinstance(layer, Up2))
+            trunk = self.decoder[up:](cut(self.decoder[:up](latent), inner))
         _, _, rows, cols = trunk.shape
         strips = -(-rows * cols // STRIP)  # of about one size: a product with few rows may go another way
         parts = trunk.permute(0, 2, 3, 1).reshape(rows * cols, -1).chunk(strips)
