@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
+import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tilecodec
+from tilecodec.decoder.engine import SharedWork, _rows_bytes
 from tilecodec.decoder.jobs import JobCache
+from tilecodec.decoder.tiles import TileFetcher, decoding_bytes, tiles_together
 from tilecodec.decoder.together import Together
 from tilecodec.decoder.windows import DecodedWindow, decode_window
 from tilecodec.entropy.codec import POOL
@@ -30,6 +33,7 @@ from tilecodec.model.config import BranchConfig, DiTICConfig
 from tilecodec.model.ditic import DiTIC
 from tilecodec.model.light_vae import LightVAE
 from tilecodec.model.parts import needs
+from tilecodec.pools import Pool
 from tilecodec.tiles import TilePosition, Window
 
 CONFIGS = {
@@ -227,54 +231,163 @@ def test_a_result_that_will_not_do_is_worked_out_again() -> None:
     assert cache.request("a", lambda: 9, lambda found: found >= 9)() == 9
 
 
-def blocked() -> tuple[threading.Event, list[Future[Any]]]:
-    """All the pool's threads, waiting for the event."""
+def test_a_reader_waits_for_a_job_that_is_over_but_not_forgotten_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A future wakes those who wait before it runs its callbacks."""
+    done, go = JobCache._done, threading.Event()
+
+    def late(self: Any, *args: Any) -> None:
+        go.wait(10)
+        done(self, *args)
+
+    monkeypatch.setattr(JobCache, "_done", late)
+    cache: JobCache[str, int] = JobCache(0, lambda _: 1)
+    first, second = threading.Event(), cache.request("a", lambda: int(first.wait(10)))
+    joined = cache.request("a", lambda: 5, lambda found: found >= 5)
+    first.set()
+    assert second() == 1
+    threading.Timer(0.2, go.set).start()
+    assert joined() == 5
+
+
+def test_a_result_keeps_nothing_it_was_made_from() -> None:
+    class Made:
+        pass
+
+    cache: JobCache[str, int] = JobCache(100, lambda _: 1)
+    made = Made()
+    seen = weakref.ref(made)
+
+    def work(made: Any = made) -> int:
+        return 1 if made else 0
+
+    wait = cache.request("a", work)
+    del made, work
+    assert wait() == 1
+    for _ in range(100):
+        if seen() is None:
+            break
+        time.sleep(0.02)  # the pool's thread lets go a moment later
+    assert seen() is None
+
+
+class TwoWorkers(Pool):
+    def __init__(self) -> None:
+        super().__init__(2, "two")
+        self.broken = False
+
+    def submit(self, *args: Any, **words: Any) -> Any:
+        if self.broken:
+            raise KeyboardInterrupt
+        return super().submit(*args, **words)
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> TwoWorkers:
+    """A pool of two in place of the process's, which has as many as there are cores."""
+    pool = TwoWorkers()
+    monkeypatch.setattr("tilecodec.decoder.together.POOL", pool)
+    return pool
+
+
+def blocked(pool: Pool) -> threading.Event:
+    """All the pool's threads wait for the event."""
     go, begun = threading.Event(), threading.Semaphore(0)
 
     def wait() -> None:
         begun.release()
         go.wait(30)
 
-    futures = [POOL.submit(wait) for _ in range(POOL.workers)]
-    for _ in futures:
+    for _ in range(pool.workers):
+        pool.submit(wait)
+    for _ in range(pool.workers):
         begun.acquire()
-    return go, futures
+    return go
 
 
-def test_what_waits_is_done_together() -> None:
+def test_what_waits_is_done_together(two: TwoWorkers) -> None:
     batches: list[list[int]] = []
 
     def work(things: Any) -> list[int | Exception]:
         batches.append(list(things))
         return [ValueError(thing) if thing == 5 else -thing for thing in things]
 
-    together: Together[int, int] = Together(work, 4)
-    go, _ = blocked()
-    futures = [together.submit(n) for n in range(9)]
+    together: Together[int, int] = Together(4)
+    go = blocked(two)
+    futures = [together.submit(n, work) for n in range(9)]
     go.set()
     assert [f.result(10) for n, f in enumerate(futures) if n != 5] == [-n for n in range(9) if n != 5]
     with pytest.raises(ValueError, match="5"):
         futures[5].result()
     assert sorted(itertools.chain(*batches)) == list(range(9))
-    assert 3 <= len(batches) < 9
-    assert max(map(len, batches)) <= 4
+    assert sorted(map(len, batches), reverse=True) == [4, 3, 1, 1]
 
 
-def test_work_that_fails_as_a_whole_tells_all_who_wait() -> None:
+def test_work_that_fails_as_a_whole_tells_all_who_wait(two: TwoWorkers) -> None:
     def work(_: Any) -> list[int | Exception]:
         raise ZeroDivisionError
 
-    together: Together[int, int] = Together(work, 4)
-    go, _ = blocked()
-    futures = [together.submit(n) for n in range(4)]
+    together: Together[int, int] = Together(4)
+    go = blocked(two)
+    futures = [together.submit(n, work) for n in range(4)]
     go.set()
     for future in futures:
         with pytest.raises(ZeroDivisionError):
             future.result(10)
 
 
+def test_what_could_not_be_submitted_takes_nobody_elses_turn(two: TwoWorkers) -> None:
+    together: Together[int, int] = Together(1)
+    two.broken = True
+    with pytest.raises(KeyboardInterrupt):
+        together.submit(1, lambda things: things)
+    two.broken = False
+    futures = [together.submit(n, lambda things: things) for n in range(5)]
+    assert [future.result(10) for future in futures] == list(range(5))
+
+
+@pytest.mark.parametrize(("tile", "most"), [(128, 4), (256, 4), (512, 4), (640, 1), (1024, 1), (4096, 1)])
+def test_large_tiles_are_decoded_alone(container: Path, tile: int, most: int) -> None:
+    layout = tilecodec.open(container).level(0).layout
+    large = replace(layout, grid=replace(layout.grid, tile=tile))
+    assert tiles_together(large) == most
+
+
+def test_a_budget_counts_the_tiles_that_are_decoded_at_a_time(container: Path) -> None:
+    level = tilecodec.open(container).level(0)
+    model, layout = level.decoder.model, level.layout
+    assert decoding_bytes(layout, model) == 128 * 4 * model.config.codec.y_channels * (128 // 32) ** 2
+    shared = SharedWork(layout, model, cache_bytes=0, memory=8 << 30)
+    assert shared.plan is not None
+    coding = POOL.workers * decoding_bytes(layout, model)
+    assert shared.plan.tiles == coding + _rows_bytes(layout, model)
+
+
+def test_a_level_that_is_let_go_is_gone(container: Path) -> None:
+    """Not when the collector comes round: it cannot see what the tiles' pages take."""
+    decoder = tilecodec.open(container).level(0).decoder
+    shared = SharedWork(decoder.layout, decoder.model, cache_bytes=0)
+    store = decoder.fetcher._reader._store
+    fetcher = TileFetcher(store, decoder.layout, decoder.model, caches=shared.tiles)
+    assert fetcher.request(TilePosition(0, 0))().y_hat.numel()
+    seen = weakref.ref(fetcher)
+    del fetcher
+    for _ in range(100):
+        if seen() is None:
+            break
+        time.sleep(0.02)
+    assert seen() is None
+
+
+def test_a_window_decoded_meanwhile_is_not_decoded_again(model: CodecModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Window(0, 576, 0, 576)
+    whole = DecodedWindow(np.zeros((576, 576, 3), np.uint8), place)
+    for name in ("predict", "render", "reconstruct"):
+        monkeypatch.setattr(model, name, None)
+    assert decode_window(model, latents(model, 18, 18, 0), 50, place, Window(0, 9, 0, 9), whole) is whole
+
+
 def test_a_damaged_tile_among_others_is_the_only_one_that_fails(
-    container: Path, monkeypatch: pytest.MonkeyPatch
+    container: Path, monkeypatch: pytest.MonkeyPatch, two: TwoWorkers
 ) -> None:
     image = tilecodec.open(container)
     fetcher = image.level(0).decoder.fetcher
@@ -292,7 +405,7 @@ def test_a_damaged_tile_among_others_is_the_only_one_that_fails(
     monkeypatch.setattr(codec, "decode_many", damaged)
     grid = image.level(0).layout.grid
     places = [TilePosition(r, c) for r in range(grid.rows) for c in range(grid.cols)]
-    go, _ = blocked()
+    go = blocked(two)
     waiting = {at: fetcher.request(at) for at in places}
     go.set()
     for at, wait in waiting.items():
@@ -301,4 +414,26 @@ def test_a_damaged_tile_among_others_is_the_only_one_that_fails(
                 wait()
         else:
             assert wait().y_hat.numel()
+    assert max(sizes) > 1
+
+
+def test_tiles_that_cannot_be_decoded_together_are_decoded_alone(
+    container: Path, monkeypatch: pytest.MonkeyPatch, two: TwoWorkers
+) -> None:
+    image = tilecodec.open(container)
+    fetcher, codec = image.level(0).decoder.fetcher, type(image.level(0).decoder.model.tile_codec)
+    decode_many = codec.decode_many
+    sizes: list[int] = []
+
+    def short_of_memory(self: Any, payloads: Any, where: Any) -> Any:
+        sizes.append(len(payloads))
+        if len(payloads) > 1:
+            raise MemoryError
+        return decode_many(self, payloads, where)
+
+    monkeypatch.setattr(codec, "decode_many", short_of_memory)
+    go = blocked(two)
+    waiting = [fetcher.request(TilePosition(0, n)) for n in range(image.level(0).layout.grid.cols)]
+    go.set()
+    assert all(wait().y_hat.numel() for wait in waiting)
     assert max(sizes) > 1

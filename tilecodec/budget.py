@@ -3,9 +3,10 @@
     budget  >=  used + RESERVE + tiles + windows x window + cache
 
 ``used`` is what the process takes when the work begins, interpreter, libraries and weights included; ``tiles`` are the
-decoded latents (decode) or the chunks under way (encode) that the work cannot do without; ``window`` is the estimate
-of :mod:`tilecodec.model.footprint` for one window; ``windows`` run side by side, at least one. What is then left goes
-to the cache of decoded windows, up to what was asked for.
+decoded latents and what entropy decoding takes on every thread (decode), or the chunks under way (encode), that the
+work cannot do without; ``window`` is the estimate of :mod:`tilecodec.model.footprint` for one window, less what its
+thread has for tiles already; ``windows`` run side by side, at least one. What is then left goes to the cache of decoded
+windows, up to what was asked for.
 """
 
 from __future__ import annotations

@@ -18,7 +18,15 @@ from tilecodec.container.chunk import TileState
 from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
 from tilecodec.decoder.jobs import JobCache
-from tilecodec.decoder.tiles import TILES_TOGETHER, DecodedTile, TileCaches, TileFetcher, assemble, foot_rows
+from tilecodec.decoder.tiles import (
+    TILES_TOGETHER,
+    DecodedTile,
+    TileCaches,
+    TileFetcher,
+    assemble,
+    decoding_bytes,
+    foot_rows,
+)
 from tilecodec.decoder.windows import DecodedWindow, decode_window
 from tilecodec.entropy.codec import POOL
 from tilecodec.entropy.model import CodecModel
@@ -57,8 +65,11 @@ class SharedWork:
         if memory is not None:
             sides = _window_sides(layout)
             window = model.decode_bytes(*sides, host=True) + 2 * sides[0] * sides[1] * 3
+            workers, coding = POOL.workers, decoding_bytes(layout, model)
+            # a thread is busy with tiles or with a window
+            needed, window = tiles + workers * coding, max(window - coding, 1)
             self.plan = plan = plan_memory(
-                memory, tiles=tiles, window=window, workers=POOL.workers, cache=cache_bytes, what="decoding"
+                memory, tiles=needed, window=window, workers=workers, cache=cache_bytes, what="decoding"
             )
             self._gate, cache_bytes = MemoryGate(lambda: plan.windows * window), plan.cache
         self.tiles = TileCaches(tiles, layout, model)

@@ -68,18 +68,32 @@ class JobCache(Generic[K, V]):
         if found is not None and enough(found):
             result = found
             return lambda: result
-        with self._lock:
-            future = self._under_way.get(key)
-            if future is None:
-                future = self._under_way[key] = start()
-                future.add_done_callback(lambda _: self._done(key))
-        under_way = future
+        first, mine = self._started(key, start)
+        if mine:
+            return first.result  # which holds on to nothing that the work was made from
 
         def wait() -> V:
-            result = under_way.result()
-            return result if enough(result) else self.join(key, start, enough)()
+            future, mine = first, False
+            while True:
+                result = future.result()
+                if mine or enough(result):
+                    return result
+                known = self._results.get(key)
+                if known is not None and enough(known):
+                    return known
+                future, mine = self._started(key, start)
 
         return wait
+
+    def _started(self, key: K, start: Callable[[], Future[V]]) -> tuple[Future[V], bool]:
+        """The work under way, and whether it was started here."""
+        with self._lock:
+            future = self._under_way.get(key)
+            if future is not None and not future.done():
+                return future, False
+            future = self._under_way[key] = start()
+            future.add_done_callback(lambda done: self._done(key, done))
+            return future, True
 
     def remember(self, key: K, result: V) -> None:
         """Keeps a result, within the bound."""
@@ -90,6 +104,7 @@ class JobCache(Generic[K, V]):
         self.remember(key, result)
         return result
 
-    def _done(self, key: K) -> None:
+    def _done(self, key: K, future: Future[V]) -> None:
         with self._lock:
-            self._under_way.pop(key, None)
+            if self._under_way.get(key) is future:
+                del self._under_way[key]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,16 +21,24 @@ from tilecodec.decoder.reader import StoredTile, TileReader, check_model
 from tilecodec.decoder.together import Together
 from tilecodec.entropy.codec import TileLatent
 from tilecodec.entropy.model import CodecModel, LatentWindow
-from tilecodec.entropy.payload import TilePayload
-from tilecodec.errors import TileCodecError, TileError
+from tilecodec.errors import TileError
 from tilecodec.limits import DEFAULT_LIMITS, Limits
 from tilecodec.memory import own_pages
 from tilecodec.tiles import TilePosition
 
 TILES_TOGETHER: Final = 4
-"""The most tiles that are decoded together: a fifth less time than one by one."""
+"""The most tiles that are decoded together: a fifth less time than one by one. Larger ones than
+:data:`TOGETHER_SIDE` allows are decoded alone: they take no less time together, and much memory."""
+TOGETHER_SIDE: Final = 1024
+"""Side of a square as large as tiles that are decoded together, pixels."""
+VALUE_BYTES: Final = 128
+"""What entropy decoding takes for a value of the code: 112 measured, results included."""
 TILE_BYTES: Final = 256
 """What a decoded tile takes in a cache beside its latents."""
+
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -65,6 +73,17 @@ class DecodedTile:
 def foot_rows(layout: LevelLayout, model: CodecModel) -> int:
     """Rows of code positions that windows take of the tiles above."""
     return -(-layout.codec.overlap // model.config.y_stride)
+
+
+def tiles_together(layout: LevelLayout) -> int:
+    """The most tiles that are decoded together."""
+    return max(1, min(TILES_TOGETHER, (TOGETHER_SIDE // layout.grid.tile) ** 2))
+
+
+def decoding_bytes(layout: LevelLayout, model: CodecModel) -> int:
+    """Memory that the entropy decoding of tiles takes on one thread."""
+    side = layout.grid.tile // model.config.y_stride
+    return VALUE_BYTES * tiles_together(layout) * model.config.codec.y_channels * side**2
 
 
 class TileCaches:
@@ -121,7 +140,7 @@ class TileFetcher:
         self._ahead = ReadAhead(self._reader)
         self._foot_rows = foot_rows(layout, model)
         self._tiles, self._feet = caches.tiles, caches.feet
-        self._together = Together(self._fetch, TILES_TOGETHER)
+        self._together: Together[TilePosition, DecodedTile] = Together(tiles_together(layout))
 
     def expect(self, tiles: Iterable[TilePosition], feet: Iterable[TilePosition]) -> None:
         """Starts reading the bytes of tiles that will soon be requested, and of those of which only the foot will."""
@@ -137,7 +156,7 @@ class TileFetcher:
 
         The call raises a TileError, naming the tile; with a fill colour the tile is a lost one instead.
         """
-        return self._tiles.join(self._key(at), lambda: self._together.submit(at))
+        return self._tiles.join(self._key(at), lambda: self._together.submit(at, self._fetch))
 
     def request_foot(self, at: TilePosition) -> Callable[[], DecodedTile]:
         """:meth:`request` where no more than the lowest rows, as many as the overlap takes, are needed."""
@@ -161,24 +180,25 @@ class TileFetcher:
     def _fetch(self, tiles: Sequence[TilePosition]) -> list[DecodedTile | Exception]:
         """Reads and decodes tiles; where one fails, its error."""
         found: dict[TilePosition, DecodedTile | Exception] = {}
-        coded: dict[tuple[int, int], list[tuple[TilePosition, TilePayload]]] = {}
+        coded: dict[tuple[int, int], list[StoredTile]] = {}
         for at in tiles:
-            try:
-                stored = self._reader.read(at, self._ahead.take(at))
-            except TileCodecError as error:
-                found[at] = error
-                continue
-            if stored.payload is None:
-                found[at] = self._constant(stored)
+            stored = _outcome(self._read, at)
+            if isinstance(stored, Exception):
+                found[at] = stored
+            elif stored.payload is None:
+                found[at] = _outcome(self._constant, stored)
             else:
                 core = self.layout.grid.core(at)
-                coded.setdefault((core.height, core.width), []).append((at, stored.payload))
+                coded.setdefault((core.height, core.width), []).append(stored)
         for group in coded.values():
-            where = [self.layout.where(at) for at, _ in group]
-            latents = self._model.tile_codec.decode_many([payload for _, payload in group], where)
-            for (at, _), latent in zip(group, latents, strict=True):
-                found[at] = latent if isinstance(latent, Exception) else self._coded(latent)
+            together = _outcome(self._coded, group)
+            for n, stored in enumerate(group):
+                alone = _outcome(self._coded, [stored]) if isinstance(together, Exception) else together[n : n + 1]
+                found[stored.at] = alone if isinstance(alone, Exception) else alone[0]
         return [self._settled(at, found[at]) for at in tiles]
+
+    def _read(self, at: TilePosition) -> StoredTile:
+        return self._reader.read(at, self._ahead.take(at))
 
     def _settled(self, at: TilePosition, tile: DecodedTile | Exception) -> DecodedTile | Exception:
         """A tile, remembered; a lost one in place of an error, where there is a fill colour."""
@@ -204,11 +224,25 @@ class TileFetcher:
         y_hat, scale = self._model.constant_latent(tile.colour, self.layout.codec.quality)
         return DecodedTile(tile.state, tile.colour, y_hat.to(self._model.dtype), scale.to(self._model.dtype))
 
-    def _coded(self, latent: TileLatent) -> DecodedTile:
+    def _coded(self, tiles: Sequence[StoredTile]) -> list[DecodedTile | Exception]:
+        """Decodes tiles of one size."""
+        payloads = [tile.payload for tile in tiles if tile.payload is not None]
+        latents = self._model.tile_codec.decode_many(payloads, [self.layout.where(tile.at) for tile in tiles])
+        return [latent if isinstance(latent, Exception) else self._scaled(latent) for latent in latents]
+
+    def _scaled(self, latent: TileLatent) -> DecodedTile:
         with torch.inference_mode():
             _, inverse = self._model.gain(latent.quality)
             y_hat, scale = _apart(*((t * inverse).to(self._model.dtype) for t in (latent.y_hat, latent.scale)))
         return DecodedTile(TileState.CODED, None, y_hat, scale)
+
+
+def _outcome(call: Callable[[T], R], argument: T) -> R | Exception:
+    """What a call gives, or its error: those who wait for other tiles have nothing to do with it."""
+    try:
+        return call(argument)
+    except Exception as error:  # noqa: BLE001  # raised where the tile is waited for
+        return error
 
 
 def _apart(*tensors: Tensor) -> list[Tensor]:

@@ -19,12 +19,11 @@ class Together(Generic[T, R]):
     """Does things in the pool, those that wait together. Safe to use from several threads.
 
     Args:
-        work: gives each thing's result, or what is to be raised in its place.
         most: things at once. Fewer are taken where others of the pool's threads could do their share.
     """
 
-    def __init__(self, work: Callable[[Sequence[T]], Sequence[R | Exception]], most: int) -> None:
-        self._work, self._most = work, most
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._forget()
         forget_in_forks(self)
 
@@ -33,23 +32,29 @@ class Together(Generic[T, R]):
         self._lock = threading.Lock()
         self._waiting: deque[tuple[T, Future[R]]] = deque()
 
-    def submit(self, thing: T) -> Future[R]:
-        """The thing's result, to come."""
+    def submit(self, thing: T, work: Callable[[Sequence[T]], Sequence[R | Exception]]) -> Future[R]:
+        """The thing's result, to come.
+
+        Args:
+            thing: to be done.
+            work: gives each thing's result, or what is to be raised in its place; the same for all things.
+        """
         future: Future[R] = Future()
+        workers = POOL.workers
         with self._lock:
+            POOL.submit(self._next, work, workers)  # first: for each thing that waits there is a call to come
             self._waiting.append((thing, future))
-        POOL.submit(self._next)
         return future
 
-    def _next(self) -> None:
+    def _next(self, work: Callable[[Sequence[T]], Sequence[R | Exception]], workers: int) -> None:
         """Does those that have waited longest."""
         with self._lock:
-            share = -(-len(self._waiting) // POOL.workers)
+            share = -(-len(self._waiting) // workers)
             taken = [self._waiting.popleft() for _ in range(min(share, self._most))]
         if not taken:
             return
         try:
-            results = self._work([thing for thing, _ in taken])
+            results = work([thing for thing, _ in taken])
         except BaseException as error:
             for _, future in taken:
                 future.set_exception(error)

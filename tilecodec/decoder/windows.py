@@ -57,6 +57,8 @@ def decode_window(
         part: what is needed of it.
         before: a part of the same window that was decoded before.
     """
+    if before is not None and before.covers(part):  # decoded since it was asked for
+        return before
     prediction = None if before is None else before.prediction
     if prediction is None:
         shifted = _within(place, part)

@@ -322,10 +322,11 @@ class CodecModel:
     @property
     def renders_parts(self) -> bool:
         """Whether a part of a window can be decoded by itself, to the same bits: where the network after the
-        transformer is local, and what computes it adds up in one order whatever the size. So does oneDNN in bf16; in
-        fp32 torch takes other ways for small tensors, and GPUs' libraries choose by size."""
-        exact = self.device.type == "cpu" and self.dtype == torch.bfloat16
-        return self.config.vae.kind == "light" and exact and _is_x86() and cpu_computes_bf16()
+        transformer is local, and what computes it adds up in one order whatever the size. So do oneDNN's bf16
+        convolutions on x86 with AVX-512 BF16 (with AMX nobody has looked), and the one product in fp32, of four rows
+        or more. In fp32 torch takes other ways for small tensors, and GPUs' libraries choose by size."""
+        exact = self.device.type == "cpu" and self.dtype == torch.bfloat16 and _has_avx512_bf16_alone()
+        return self.config.vae.kind == "light" and exact
 
     def predict(self, window: LatentWindow, quality: float) -> Tensor:
         """:meth:`reconstruct` as far as it takes the whole window.
@@ -549,17 +550,24 @@ def free_memory_bytes(device: torch.device) -> int | None:
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def _is_x86() -> bool:
-    return platform.machine().lower() in {"x86_64", "amd64"}
-
-
 @lru_cache(maxsize=1)
 def cpu_computes_bf16() -> bool:
     """Whether this CPU multiplies bf16 natively (AVX-512 BF16, AMX, or Arm BF16)."""
-    if _is_x86():
-        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
-    return False
+    return any(_cpu_has(probe) for probe in (_AVX512_BF16, _AMX))
+
+
+@lru_cache(maxsize=1)
+def _has_avx512_bf16_alone() -> bool:
+    return _cpu_has(_AVX512_BF16) and not _cpu_has(_AMX)
+
+
+_AVX512_BF16, _AMX = "_is_avx512_bf16_supported", "_is_amx_tile_supported"
+"""Torch's questions."""
+
+
+def _cpu_has(probe: str) -> bool:
+    x86 = platform.machine().lower() in {"x86_64", "amd64"}
+    return x86 and bool(getattr(torch.cpu, probe, bool)())
 
 
 def _take_float_entropy(network: DiTIC, file: ModelFile, device: torch.device) -> None:
