@@ -311,9 +311,9 @@ def test_what_waits_is_done_together(two: TwoWorkers) -> None:
         batches.append(list(things))
         return [ValueError(thing) if thing == 5 else -thing for thing in things]
 
-    together: Together[int, int] = Together(4)
+    together: Together[int, int] = Together()
     go = blocked(two)
-    futures = [together.submit(n, work) for n in range(9)]
+    futures = [together.submit(n, work, 4) for n in range(9)]
     go.set()
     assert [f.result(10) for n, f in enumerate(futures) if n != 5] == [-n for n in range(9) if n != 5]
     with pytest.raises(ValueError, match="5"):
@@ -326,9 +326,9 @@ def test_work_that_fails_as_a_whole_tells_all_who_wait(two: TwoWorkers) -> None:
     def work(_: Any) -> list[int | Exception]:
         raise ZeroDivisionError
 
-    together: Together[int, int] = Together(4)
+    together: Together[int, int] = Together()
     go = blocked(two)
-    futures = [together.submit(n, work) for n in range(4)]
+    futures = [together.submit(n, work, 4) for n in range(4)]
     go.set()
     for future in futures:
         with pytest.raises(ZeroDivisionError):
@@ -336,12 +336,12 @@ def test_work_that_fails_as_a_whole_tells_all_who_wait(two: TwoWorkers) -> None:
 
 
 def test_what_could_not_be_submitted_takes_nobody_elses_turn(two: TwoWorkers) -> None:
-    together: Together[int, int] = Together(1)
+    together: Together[int, int] = Together()
     two.broken = True
     with pytest.raises(KeyboardInterrupt):
-        together.submit(1, lambda things: things)
+        together.submit(1, lambda things: things, 1)
     two.broken = False
-    futures = [together.submit(n, lambda things: things) for n in range(5)]
+    futures = [together.submit(n, lambda things: things, 1) for n in range(5)]
     assert [future.result(10) for future in futures] == list(range(5))
 
 
@@ -406,7 +406,7 @@ def test_a_damaged_tile_among_others_is_the_only_one_that_fails(
     grid = image.level(0).layout.grid
     places = [TilePosition(r, c) for r in range(grid.rows) for c in range(grid.cols)]
     go = blocked(two)
-    waiting = {at: fetcher.request(at) for at in places}
+    waiting = {at: fetcher.request(at, 4) for at in places}
     go.set()
     for at, wait in waiting.items():
         if at == bad:
@@ -433,7 +433,31 @@ def test_tiles_that_cannot_be_decoded_together_are_decoded_alone(
 
     monkeypatch.setattr(codec, "decode_many", short_of_memory)
     go = blocked(two)
-    waiting = [fetcher.request(TilePosition(0, n)) for n in range(image.level(0).layout.grid.cols)]
+    waiting = [fetcher.request(TilePosition(0, n), 4) for n in range(image.level(0).layout.grid.cols)]
     go.set()
     assert all(wait().y_hat.numel() for wait in waiting)
     assert max(sizes) > 1
+
+
+@pytest.mark.parametrize(("few", "most"), [(16, 4), (3, 1)])
+def test_small_regions_have_tiles_decoded_together_and_long_reads_have_not(
+    container: Path, monkeypatch: pytest.MonkeyPatch, two: TwoWorkers, few: int, most: int
+) -> None:
+    monkeypatch.setattr("tilecodec.decoder.engine.FEW_WINDOWS", few)
+    image = tilecodec.open(container)
+    codec = type(image.level(0).decoder.model.tile_codec)
+    decode_many = codec.decode_many
+    sizes: list[int] = []
+
+    def counted(self: Any, payloads: Any, where: Any) -> Any:
+        sizes.append(len(payloads))
+        return decode_many(self, payloads, where)
+
+    monkeypatch.setattr(codec, "decode_many", counted)
+    go = blocked(two)
+    reader = threading.Thread(target=lambda: image[:, 100:180, 100:180])  # four windows
+    reader.start()
+    time.sleep(0.5)
+    go.set()
+    reader.join()
+    assert max(sizes) == most

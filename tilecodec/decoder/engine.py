@@ -19,13 +19,13 @@ from tilecodec.container.metadata import LevelLayout
 from tilecodec.container.store import ByteStore
 from tilecodec.decoder.jobs import JobCache
 from tilecodec.decoder.tiles import (
-    TILES_TOGETHER,
     DecodedTile,
     TileCaches,
     TileFetcher,
     assemble,
     decoding_bytes,
     foot_rows,
+    tiles_together,
 )
 from tilecodec.decoder.windows import DecodedWindow, decode_window
 from tilecodec.entropy.codec import POOL
@@ -39,6 +39,9 @@ from tilecodec.tiles.rolling import Block
 
 WINDOWS_READ: Final = 32
 """Windows whose tiles' bytes are read together."""
+FEW_WINDOWS: Final = 16
+"""A region of so many is a small one: all its tiles are asked for first, and some decoded together. In longer reads,
+where windows keep the threads busy, that gains nothing, and blocks of more sizes would leave holes in the memory."""
 WINDOWS_TIDY: Final = 32
 """Windows after which freed memory is given back."""
 
@@ -155,7 +158,10 @@ class LevelDecoder:
         grid, overlap = self.layout.grid, self.layout.codec.overlap
         region = Window(y0, y1, x0, x1)
         tile_rows, tile_cols = grid.row_range(y0, y1, overlap), grid.col_range(x0, x1, overlap)
-        windows = self._windows_of((TilePosition(row, col) for row in tile_rows for col in tile_cols), region)
+        together = tiles_together(self.layout) if len(tile_rows) * len(tile_cols) <= FEW_WINDOWS else 1
+        windows = self._windows_of(
+            (TilePosition(row, col) for row in tile_rows for col in tile_cols), region, together=together
+        )
         blender = RowBlender(grid, overlap, region)
         with contextlib.closing(blender), contextlib.closing(windows):
             for number, (position, pixels) in enumerate(windows, start=1):
@@ -174,7 +180,7 @@ class LevelDecoder:
         return self.layout.grid.tile + self.layout.codec.overlap
 
     def _windows_of(
-        self, positions: Iterable[TilePosition], region: Window
+        self, positions: Iterable[TilePosition], region: Window, *, together: int = 1
     ) -> Generator[tuple[TilePosition, NDArray[np.uint8] | None]]:
         """The parts of decoded windows that lie in the region, in order, None for lost tiles. The next ones' networks
         run ahead of the reader, and the entropy decoding of those after them ahead of the networks."""
@@ -185,14 +191,16 @@ class LevelDecoder:
         running: deque[tuple[TilePosition, Callable[[], NDArray[np.uint8] | None]]] = deque()
         try:
             while True:
-                while len(fetching) < ahead + TILES_TOGETHER:
+                while len(fetching) < (ahead if together == 1 else FEW_WINDOWS):
                     if not expected:
                         expected.extend(self._expected(itertools.islice(coming, WINDOWS_READ), region))
                     if not expected:
                         break
                     position = expected.popleft()
                     part = self._part(position, region)
-                    fetching.append((position, part, self._known(position, part) or self._requested(position)))
+                    fetching.append(
+                        (position, part, self._known(position, part) or self._requested(position, together))
+                    )
                 while fetching and len(running) < ahead:
                     running.append(self._begun(*fetching.popleft()))
                 if not running:
@@ -229,11 +237,12 @@ class LevelDecoder:
         """The tiles that a window is made of."""
         return list(self.layout.grid.neighbours(at)) if self.layout.codec.overlap else [at]
 
-    def _requested(self, at: TilePosition) -> _Tiles:
+    def _requested(self, at: TilePosition, together: int) -> _Tiles:
         """The tiles that a window is made of, on their way; of those above no more than is needed."""
         fetcher = self.fetcher
         return {
-            near: (fetcher.request_foot if near.row < at.row else fetcher.request)(near) for near in self._made_of(at)
+            near: (fetcher.request_foot if near.row < at.row else fetcher.request)(near, together)
+            for near in self._made_of(at)
         }
 
     def _begun(

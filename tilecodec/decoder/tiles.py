@@ -27,7 +27,7 @@ from tilecodec.memory import own_pages
 from tilecodec.tiles import TilePosition
 
 TILES_TOGETHER: Final = 4
-"""The most tiles that are decoded together: a fifth less time than one by one. Larger ones than
+"""The most tiles that are decoded together for a small region: a fifth less time than one by one. Larger ones than
 :data:`TOGETHER_SIDE` allows are decoded alone: they take no less time together, and much memory."""
 TOGETHER_SIDE: Final = 1024
 """Side of a square as large as tiles that are decoded together, pixels."""
@@ -76,7 +76,7 @@ def foot_rows(layout: LevelLayout, model: CodecModel) -> int:
 
 
 def tiles_together(layout: LevelLayout) -> int:
-    """The most tiles that are decoded together."""
+    """The most tiles that are decoded together for a small region."""
     return max(1, min(TILES_TOGETHER, (TOGETHER_SIDE // layout.grid.tile) ** 2))
 
 
@@ -140,7 +140,7 @@ class TileFetcher:
         self._ahead = ReadAhead(self._reader)
         self._foot_rows = foot_rows(layout, model)
         self._tiles, self._feet = caches.tiles, caches.feet
-        self._together: Together[TilePosition, DecodedTile] = Together(tiles_together(layout))
+        self._together: Together[TilePosition, DecodedTile] = Together()
 
     def expect(self, tiles: Iterable[TilePosition], feet: Iterable[TilePosition]) -> None:
         """Starts reading the bytes of tiles that will soon be requested, and of those of which only the foot will."""
@@ -151,17 +151,21 @@ class TileFetcher:
         """Tells that tiles are not expected after all."""
         self._ahead.forget(tiles)
 
-    def request(self, at: TilePosition) -> Callable[[], DecodedTile]:
+    def request(self, at: TilePosition, together: int = 1) -> Callable[[], DecodedTile]:
         """Starts fetching and decoding a tile; the returned call waits for it.
 
         The call raises a TileError, naming the tile; with a fill colour the tile is a lost one instead.
-        """
-        return self._tiles.join(self._key(at), lambda: self._together.submit(at, self._fetch))
 
-    def request_foot(self, at: TilePosition) -> Callable[[], DecodedTile]:
+        Args:
+            at: its place.
+            together: with how many others that wait, itself included, it may be decoded.
+        """
+        return self._tiles.join(self._key(at), lambda: self._together.submit(at, self._fetch, together))
+
+    def request_foot(self, at: TilePosition, together: int = 1) -> Callable[[], DecodedTile]:
         """:meth:`request` where no more than the lowest rows, as many as the overlap takes, are needed."""
         foot = self._feet.get(self._key(at))
-        return self.request(at) if foot is None else lambda: foot
+        return self.request(at, together) if foot is None else lambda: foot
 
     def shrink(self, at: TilePosition) -> None:
         """Tells that of a tile only its foot is needed any more, or nothing where no window below takes it."""

@@ -16,14 +16,9 @@ R = TypeVar("R")
 
 
 class Together(Generic[T, R]):
-    """Does things in the pool, those that wait together. Safe to use from several threads.
+    """Does things in the pool, those that wait together. Safe to use from several threads."""
 
-    Args:
-        most: things at once. Fewer are taken where others of the pool's threads could do their share.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._forget()
         forget_in_forks(self)
 
@@ -32,25 +27,26 @@ class Together(Generic[T, R]):
         self._lock = threading.Lock()
         self._waiting: deque[tuple[T, Future[R]]] = deque()
 
-    def submit(self, thing: T, work: Callable[[Sequence[T]], Sequence[R | Exception]]) -> Future[R]:
+    def submit(self, thing: T, work: Callable[[Sequence[T]], Sequence[R | Exception]], most: int) -> Future[R]:
         """The thing's result, to come.
 
         Args:
             thing: to be done.
             work: gives each thing's result, or what is to be raised in its place; the same for all things.
+            most: things at once. Fewer are taken where others of the pool's threads could do their share.
         """
         future: Future[R] = Future()
         workers = POOL.workers
         with self._lock:
-            POOL.submit(self._next, work, workers)  # first: for each thing that waits there is a call to come
+            POOL.submit(self._next, work, workers, most)  # first: for each thing that waits there is a call to come
             self._waiting.append((thing, future))
         return future
 
-    def _next(self, work: Callable[[Sequence[T]], Sequence[R | Exception]], workers: int) -> None:
+    def _next(self, work: Callable[[Sequence[T]], Sequence[R | Exception]], workers: int, most: int) -> None:
         """Does those that have waited longest."""
         with self._lock:
             share = -(-len(self._waiting) // workers)
-            taken = [self._waiting.popleft() for _ in range(min(share, self._most))]
+            taken = [self._waiting.popleft() for _ in range(min(share, most))]
         if not taken:
             return
         try:
