@@ -90,10 +90,22 @@ def test_a_part_needs_no_more_than_it_needs() -> None:
 
 @pytest.fixture(scope="module", params=["tiny", "default"])
 def model(request: pytest.FixtureRequest) -> CodecModel:
-    found = load_model(tiny.tiny_model() if request.param == "tiny" else "default")
-    if not found.renders_parts:
-        pytest.skip("this processor computes no bf16: windows are decoded whole")
-    return found
+    return load_model(tiny.tiny_model() if request.param == "tiny" else "default")
+
+
+def same(exact: bool, found: Any, wanted: Any) -> None:
+    """The same bits where parts are used. Elsewhere sums may go another way, which moves a level by one here and
+    there; that parts are made from the right values shows there, too."""
+    assert found.shape == wanted.shape
+    assert np.abs(found.astype(int) - wanted.astype(int)).max(initial=0) <= (0 if exact else 1)
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Has parts decoded on any processor, and tells whether this one does so anyway."""
+    usual = load_model(tiny.tiny_model()).renders_parts
+    monkeypatch.setattr(CodecModel, "renders_parts", True)
+    return usual
 
 
 def latents(model: CodecModel, rows: int, cols: int, seed: int) -> LatentWindow:
@@ -116,7 +128,7 @@ def test_a_part_has_the_whole_windows_bits(model: CodecModel, data: Any) -> None
         return model.reconstruct(latent, 50), model.render(latent, model.predict(latent, 50), part)
 
     whole, part = POOL.submit(both).result()
-    np.testing.assert_array_equal(part, whole[y0:y1, x0:x1])
+    same(model.renders_parts, part, whole[y0:y1, x0:x1])
     assert part.base is None or part.base.nbytes == part.nbytes  # nothing larger is kept
 
 
@@ -125,7 +137,7 @@ def test_where_bits_would_differ_windows_are_whole(precision: Any) -> None:
     assert not load_model(tiny.tiny_model(), precision=precision).renders_parts
 
 
-def test_a_second_part_is_the_whole_window(model: CodecModel) -> None:
+def test_a_second_part_is_the_whole_window(model: CodecModel, exact: bool) -> None:
     latent, place = latents(model, 18, 18, 0), Window(1000, 1576, 2000, 2576)
     whole = model.reconstruct(latent, 50)
 
@@ -138,10 +150,10 @@ def test_a_second_part_is_the_whole_window(model: CodecModel) -> None:
     assert first.size_bytes() == first.pixels.nbytes + first.prediction.nbytes
     assert first.covers(Window(1510, 1576, 2000, 2100))
     assert not first.covers(Window(1499, 1576, 2000, 2100))
-    np.testing.assert_array_equal(first.cut(Window(1510, 1570, 2003, 2100)), whole[510:570, 3:100])
+    same(exact, first.cut(Window(1510, 1570, 2003, 2100)), whole[510:570, 3:100])
     second = decode(Window(1000, 1100, 2000, 2100), first)
     assert (second.place, second.prediction) == (place, None)
-    np.testing.assert_array_equal(second.pixels, whole)
+    same(exact, second.pixels, whole)
     most = decode(Window(1000, 1576, 2010, 2576), None)
     assert most.place == place  # hardly less work
 
@@ -154,13 +166,11 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_region_takes_parts_and_what_is_read_again_takes_windows_once(
-    container: Path, monkeypatch: pytest.MonkeyPatch
+    container: Path, monkeypatch: pytest.MonkeyPatch, exact: bool
 ) -> None:
     expected = tilecodec.open(container)[...]
     image = tilecodec.open(container)
     model = image.level(0).decoder.model
-    if not model.renders_parts:
-        pytest.skip("this processor computes no bf16: windows are decoded whole")
     calls: list[tuple[str, int]] = []
 
     def counted(name: str) -> Callable[..., Any]:
@@ -177,17 +187,17 @@ def test_a_region_takes_parts_and_what_is_read_again_takes_windows_once(
         monkeypatch.setattr(model, name, counted(name))
     size = 3 * (128 + 2 * model.config.tiling.overlap) ** 2
     # a corner of one window, and nothing of others
-    np.testing.assert_array_equal(image[:, 0:40, 0:40], expected[:, 0:40, 0:40])
+    same(exact, image[:, 0:40, 0:40], expected[:, 0:40, 0:40])
     assert [name for name, _ in calls] == ["predict", "render"]
     assert calls[1][1] == 3 * 40 * 40
     calls.clear()
-    np.testing.assert_array_equal(image[:, 3:40, 0:39], expected[:, 3:40, 0:39])
+    same(exact, image[:, 3:40, 0:39], expected[:, 3:40, 0:39])
     assert not calls
-    np.testing.assert_array_equal(image[:, 0:60, 0:60], expected[:, 0:60, 0:60])
+    same(exact, image[:, 0:60, 0:60], expected[:, 0:60, 0:60])
     assert [name for name, _ in calls] == ["render"]
     assert 3 * 60 * 60 < calls[0][1] <= size  # what it was decoded from is remembered, and it is whole now
     calls.clear()
-    np.testing.assert_array_equal(image[:, 0:90, 10:90], expected[:, 0:90, 10:90])
+    same(exact, image[:, 0:90, 10:90], expected[:, 0:90, 10:90])
     assert not calls
 
 
@@ -457,7 +467,9 @@ def test_small_regions_have_tiles_decoded_together_and_long_reads_have_not(
     go = blocked(two)
     reader = threading.Thread(target=lambda: image[:, 100:180, 100:180])  # four windows
     reader.start()
-    time.sleep(0.5)
+    waiting = image.level(0).decoder.fetcher._together._waiting
+    while len(waiting) < 8 and reader.is_alive():
+        time.sleep(0.01)
     go.set()
     reader.join()
     assert max(sizes) == most

@@ -212,10 +212,7 @@ class LevelDecoder:
 
     def _part(self, at: TilePosition, region: Window) -> Window:
         """What of a window lies in the region, in the padded picture."""
-        window = self.layout.grid.window(at, self.layout.codec.overlap)
-        return Window(
-            max(window.y0, region.y0), min(window.y1, region.y1), max(window.x0, region.x0), min(window.x1, region.x1)
-        )
+        return self.layout.grid.window(at, self.layout.codec.overlap).meet(region)
 
     def _known(self, at: TilePosition, part: Window) -> DecodedWindow | None:
         """What is remembered of a window, where that will do."""

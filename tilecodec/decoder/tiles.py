@@ -21,7 +21,7 @@ from tilecodec.decoder.reader import StoredTile, TileReader, check_model
 from tilecodec.decoder.together import Together
 from tilecodec.entropy.codec import TileLatent
 from tilecodec.entropy.model import CodecModel, LatentWindow
-from tilecodec.errors import TileError
+from tilecodec.errors import TileCodecError, TileError
 from tilecodec.limits import DEFAULT_LIMITS, Limits
 from tilecodec.memory import own_pages
 from tilecodec.tiles import TilePosition
@@ -242,10 +242,10 @@ class TileFetcher:
 
 
 def _outcome(call: Callable[[T], R], argument: T) -> R | Exception:
-    """What a call gives, or its error: those who wait for other tiles have nothing to do with it."""
+    """What a call gives, or why it failed: those who wait for other tiles have nothing to do with it."""
     try:
         return call(argument)
-    except Exception as error:  # noqa: BLE001  # raised where the tile is waited for
+    except (TileCodecError, OSError, MemoryError, RuntimeError) as error:  # torch's are of the last kind
         return error
 
 

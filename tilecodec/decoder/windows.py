@@ -29,8 +29,7 @@ class DecodedWindow:
 
     def covers(self, part: Window) -> bool:
         """Whether these pixels are here, given in the padded picture."""
-        own = self.place
-        return own.y0 <= part.y0 and part.y1 <= own.y1 and own.x0 <= part.x0 and part.x1 <= own.x1
+        return self.place.covers(part)
 
     def cut(self, part: Window) -> NDArray[np.uint8]:
         """A view of pixels that are here, given in the padded picture."""

@@ -44,6 +44,14 @@ class Window:
         """The part inside a picture of this size."""
         return Window(max(self.y0, 0), min(self.y1, height), max(self.x0, 0), min(self.x1, width))
 
+    def meet(self, other: Window) -> Window:
+        """What lies in both; they do meet."""
+        return Window(max(self.y0, other.y0), min(self.y1, other.y1), max(self.x0, other.x0), min(self.x1, other.x1))
+
+    def covers(self, part: Window) -> bool:
+        """Whether all of another window lies in this one."""
+        return self.y0 <= part.y0 and part.y1 <= self.y1 and self.x0 <= part.x0 and part.x1 <= self.x1
+
     def grow(self, margin: int) -> Window:
         """The window with ``margin`` pixels more on each side."""
         return Window(self.y0 - margin, self.y1 + margin, self.x0 - margin, self.x1 + margin)
