@@ -191,7 +191,7 @@ class Targets:
         """Reads every tile of a chunk. Without repair each must be an error or the tile that was coded."""
         grid = TileGrid(*(case[k] for k in ("height", "width", "tile", "stride")))
         codec = CodecConfiguration(
-            model="sha256:" + "0" * 64, quality=50, tile=case["tile"], stride=case["stride"], overlap=0, halo=0
+            model="sha256:" + "0" * 64, quality=50, tile=case["tile"], stride=case["stride"], overlap=0, blend=0, halo=0
         )
         layout = LevelLayout(path="0", grid=grid, chunk_tiles=case["chunk_tiles"], codec=codec, number=0)
         reader = TileReader(OneValue(data), layout)

@@ -102,7 +102,15 @@ class OneValue:
 def chunk(data: bytes) -> None:
     """Every tile of a chunk of 2 x 2 tiles, its index's CRC set right."""
     size = index_bytes(2, 2)
-    codec_fields = {"model": "sha256:" + "0" * 64, "quality": 50, "tile": 64, "stride": 64, "overlap": 0, "halo": 0}
+    codec_fields = {
+        "model": "sha256:" + "0" * 64,
+        "quality": 50,
+        "tile": 64,
+        "stride": 64,
+        "overlap": 0,
+        "blend": 0,
+        "halo": 0,
+    }
     layout = LevelLayout(
         path="0", grid=TileGrid(150, 100, 64, 64), chunk_tiles=2, codec=CodecConfiguration(**codec_fields), number=0
     )

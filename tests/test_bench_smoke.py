@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = {
     "startup": 3,
     "region_invariance": 5,
-    "seams": 6,
+    "seams": 4,
     "seams_whole": 1,
     "overhead": 1,
     "throughput": 5,

@@ -17,7 +17,7 @@ import tiny
 import tilecodec
 from tilecodec.budget import RESERVE, plan_memory
 from tilecodec.config import DecodeOptions, EncodeOptions, parse_bytes, parse_device_budget
-from tilecodec.decoder.tiles import decoding_bytes
+from tilecodec.decoder.tiles import TILES_NEAR, decoding_bytes
 from tilecodec.entropy.codec import POOL
 from tilecodec.errors import NotEnoughMemoryError, UsageError
 from tilecodec.memory import peak_memory_bytes, used_memory_bytes
@@ -175,5 +175,5 @@ def test_tiles_and_their_feet_stay_within_the_plan(tmp_path: Path) -> None:
     assert feet > 0
     assert feet + tiles == plan.tiles - POOL.workers * decoding_bytes(decoder.layout, decoder.model)
     side = 128 // decoder.model.config.y_stride
-    margin = decoder.layout.codec.overlap // decoder.model.config.y_stride
-    assert feet / tiles == pytest.approx(margin / side, rel=1e-3)
+    foot = 2 * decoder.layout.codec.overlap // decoder.model.config.y_stride
+    assert feet / tiles == pytest.approx(decoder.layout.grid.cols * foot / (TILES_NEAR * side), rel=1e-3)

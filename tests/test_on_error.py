@@ -100,29 +100,36 @@ def test_tiles_of_one_colour_beside_lost_ones(tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole[256:, :], case.pixels[256:, :])
 
 
-def test_neighbours_are_decoded_as_at_the_picture_s_edge(tmp_path: Path) -> None:
-    """The left of two tiles, by hand: its latents with their last column repeated in place of the right one's."""
+@pytest.mark.parametrize("bitstream", [1, 2])
+def test_neighbours_are_decoded_as_at_the_picture_s_edge(tmp_path: Path, bitstream: int) -> None:
+    """One of two tiles, by hand: its latents with an outer column repeated in place of the lost one's. In bitstream 1
+    the left tile's window reaches into the right one; in bitstream 2 it is the other way round."""
     path = tmp_path / "p.zarr"
     tilecodec.encode(
         catalogue.case("photo-whole-tiles").pixels[:128, :256], path, model=tiny.tiny_model(), tile=128, levels=1
     )
+    if bitstream == 1:
+        tiny.make_bitstream_1(path)
+    own, lost = (0, 1) if bitstream == 1 else (1, 0)
     image = tilecodec.open(path)
     (layout,), model = image.metadata.levels, shared_model(tiny.tiny_model())
     store = ByteStore(zarr.storage.LocalStore(path), "0")
     caches = TileCaches(1 << 20, layout, model)
-    tile = TileFetcher(store, layout, model, caches=caches).request(TilePosition(0, 0))()
-    margin = layout.codec.overlap // model.config.y_stride
+    tile = TileFetcher(store, layout, model, caches=caches).request(TilePosition(0, own))()
+    margin = layout.codec.overlap // model.config.y_stride * bitstream
     wide = (t.float().numpy() for t in (tile.y_hat, tile.scale))
     import torch
 
     y_hat, scale = (
-        torch.from_numpy(np.pad(t, ((0, 0), (0, 0), (0, margin)), mode="edge")).to(model.dtype) for t in wide
+        torch.from_numpy(np.pad(t, ((0, 0), (0, 0), (margin * own, margin * lost)), mode="edge")).to(model.dtype)
+        for t in wide
     )
     window = POOL.submit(model.reconstruct, LatentWindow(y_hat, scale), layout.codec.quality).result()
-    faulty.repack(path / faulty.CHUNK, {1: lambda _: (TileState.LOST, b"")})
+    faulty.repack(path / faulty.CHUNK, {lost: lambda _: (TileState.LOST, b"")})
     pixels = tilecodec.open(path, on_error="fill")[...].transpose(1, 2, 0)
-    np.testing.assert_array_equal(pixels[:, :128], window[:, :128])
-    assert not pixels[:, 128:].any()
+    begin = margin * model.config.y_stride * own
+    np.testing.assert_array_equal(pixels[:, 128 * own : 128 * own + 128], window[:, begin : begin + 128])
+    assert not pixels[:, 128 * lost : 128 * lost + 128].any()
 
 
 def test_only_tiles_that_a_read_depends_on_are_told(copy: Path) -> None:
@@ -131,7 +138,7 @@ def test_only_tiles_that_a_read_depends_on_are_told(copy: Path) -> None:
     assert (image.errors, image.failed_tiles) == ([], 0)
     image[:, :60, :60]
     assert image.errors == []
-    image[:, 150:160, 150:160]  # its window takes latents from the lost tile
+    image[:, 240:250, 240:250]  # in the share of the lost tile's window
     assert [error.reason for error in image.errors] == ["tile-lost"]
     image.level(1)[...]
     image[...]

@@ -465,7 +465,7 @@ def test_small_regions_have_tiles_decoded_together_and_long_reads_have_not(
 
     monkeypatch.setattr(codec, "decode_many", counted)
     go = blocked(two)
-    reader = threading.Thread(target=lambda: image[:, 100:180, 100:180])  # four windows
+    reader = threading.Thread(target=lambda: image[:, 40:240, 40:240])  # nine windows of nine tiles
     reader.start()
     waiting = image.level(0).decoder.fetcher._together._waiting
     while len(waiting) < 8 and reader.is_alive():

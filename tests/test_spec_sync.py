@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import functools
 import json
+import math
 import re
 import struct
 from pathlib import Path
@@ -23,6 +24,7 @@ import tilecodec
 from tilecodec.blend import axis_weights
 from tilecodec.container import chunk
 from tilecodec.container.metadata import (
+    CODEC_FIELDS,
     CODEC_NAME,
     CodecConfiguration,
     ContainerMetadata,
@@ -82,7 +84,9 @@ def validator(name: str) -> jsonschema.Draft202012Validator:
 
 
 def layouts() -> list[LevelLayout]:
-    codec = CodecConfiguration(model="sha256:" + "0f" * 32, quality=42.5, tile=256, stride=128, overlap=64, halo=128)
+    codec = CodecConfiguration(
+        model="sha256:" + "0f" * 32, quality=42.5, tile=256, stride=128, overlap=64, blend=16, halo=128
+    )
     sizes = [(1000, 3001), (500, 1501)]
     return [
         LevelLayout(path=str(n), grid=TileGrid(*size, 256, 128), chunk_tiles=4, codec=codec)
@@ -158,7 +162,8 @@ def test_codec_fields_are_as_tabled() -> None:
     configuration = schema("codec/schema.json")["properties"]["configuration"]
     names = [r["name"] for r in rows]
     assert names == list(CodecConfiguration.__slots__)
-    assert names == list(configuration["properties"]) == configuration["required"]
+    assert names == list(configuration["properties"]) == list(CODEC_FIELDS[2])
+    assert [n for n in names if n != "blend"] == configuration["required"] == list(CODEC_FIELDS[1])
     types = {n: p.get("type", "integer") for n, p in configuration["properties"].items()}
     assert {r["name"]: r["type"] for r in rows} == types
     assert CODEC_NAME in text("codec/README.md")
@@ -456,12 +461,24 @@ def test_example_s_states_follow_the_pseudo_code() -> None:
 # Geometry
 
 
-@pytest.mark.parametrize("overlap", [16, 32, 64])
-def test_blending_weights_are_the_formula_s(overlap: int) -> None:
-    i = np.arange(2 * overlap)
-    ramp = np.rint(128 * (1 - np.cos(np.pi * (i + 0.5) / (2 * overlap)))).astype(int)
-    weights = axis_weights(6 * overlap, overlap, True, True).astype(int)
-    assert weights.tolist() == [*ramp, *[256] * (2 * overlap), *(256 - ramp)]
+@pytest.mark.parametrize(("overlap", "blend"), [(16, 8), (32, 8), (64, 64), (32, 64), (32, 0), (5, 2)])
+def test_blending_weights_are_the_formula_s(overlap: int, blend: int) -> None:
+    s = overlap - blend // 2
+    ramp = []
+    for i in range(2 * overlap):
+        rising = s <= i < s + blend
+        ramp.append(round(128 * (1 - math.cos(math.pi * (i - s + 0.5) / blend))) if rising else 256 * (i >= s))
+    weights = axis_weights(6 * overlap, 2 * overlap, blend, True, True).astype(int)
+    assert weights.tolist() == [*ramp, *[256] * (2 * overlap), *(256 - w for w in ramp)]
+
+
+def test_a_schema_for_each_bitstream() -> None:
+    example = {"name": CODEC_NAME, "configuration": layouts()[0].codec.to_dict()}
+    first = {k: v for k, v in example["configuration"].items() if k != "blend"} | {"bitstream": 1}
+    validator("codec/schema.json").validate(example)
+    validator("codec/schema.json").validate({"name": CODEC_NAME, "configuration": first})
+    for wrong in (first | {"bitstream": 2}, first | {"blend": 16}, first | {"bitstream": 3}):
+        assert not validator("codec/schema.json").is_valid({"name": CODEC_NAME, "configuration": wrong})
 
 
 def test_versions_are_as_tabled() -> None:

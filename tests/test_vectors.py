@@ -145,7 +145,7 @@ class OneChunk:
 def reader_of(case: Any, data: bytes) -> TileReader:
     grid = TileGrid(*(case[k] for k in ("height", "width", "tile", "stride")))
     codec = CodecConfiguration(
-        model="sha256:" + "0" * 64, quality=50, tile=case["tile"], stride=case["stride"], overlap=0, halo=0
+        model="sha256:" + "0" * 64, quality=50, tile=case["tile"], stride=case["stride"], overlap=0, blend=0, halo=0
     )
     layout = LevelLayout(path="0", grid=grid, chunk_tiles=case["chunk_tiles"], codec=codec, number=0)
     return TileReader(OneChunk(layout.key(case["chunk_row"], case["chunk_col"]), data), layout)
@@ -211,6 +211,9 @@ def container(folder: Path, case: Any = None) -> ByteStore:
 def test_valid_metadata_are_read(tmp_path: Path) -> None:
     meta = read_metadata(container(tmp_path / "c"), where="c")
     assert [(level.grid.height, level.grid.width) for level in meta.levels] == [(300, 200), (150, 100)]
+    assert {(level.codec.bitstream, level.codec.blend) for level in meta.levels} == {(1, 64)}
+    meta = read_metadata(ByteStore(LocalStore(FOLDER / "valid" / "metadata-2")), where="c")
+    assert {(level.codec.bitstream, level.codec.blend) for level in meta.levels} == {(2, 8)}
 
 
 @pytest.mark.parametrize("case", cases("metadata", "faulty"), ids=ids)

@@ -150,6 +150,9 @@ class ContainerInfo:
     quality: float
     tile: int
     overlap: int
+    """Half of what neighbouring windows share, pixels."""
+    blend: int
+    """Pixels in the middle of it over which they are blended."""
     halo: int
     bytes: int
     bpp: float
@@ -228,6 +231,7 @@ def _encode(
         tile=settings.tile,
         stride=stride,
         overlap=overlap,
+        blend=min(model.config.tiling.blend, 2 * overlap),
         halo=halo,
     )
     layouts = tuple(
@@ -836,6 +840,7 @@ def info(path: PathLike, *, limits: Limits = DEFAULT_LIMITS) -> ContainerInfo:
         quality=first.codec.quality,
         tile=first.codec.tile,
         overlap=first.codec.overlap,
+        blend=first.codec.blend,
         halo=first.codec.halo,
         bytes=total,
         bpp=8 * total / (first.grid.height * first.grid.width),

@@ -92,7 +92,7 @@ class EncodeOptions:
     tile: int = TILE
     """Tile side in pixels, a multiple of the model's hyper-latent stride (128 for the default model)."""
     overlap: int | None = None
-    """Margin of neighbouring latents a tile is decoded with, pixels; None: the model's choice."""
+    """Half of the pixels that the windows of neighbouring tiles share; None: the model's choice."""
     halo: int | None = None
     """Margin of pixels a tile is analysed with; None: the model's choice."""
     chunk_tiles: int = TILES_PER_CHUNK

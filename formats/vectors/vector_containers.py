@@ -204,7 +204,8 @@ def documents() -> Documents:
 
 
 def metadata() -> Iterator[Case]:
-    """Documents; a faulty one stands at ``place`` among the sound ones of ``valid/metadata``."""
+    """Documents; a faulty one stands at ``place`` among the sound ones of ``valid/metadata``. Those of
+    ``valid/metadata-2`` are a container of bitstream 2."""
     for place, document in documents().items():
         name = f"valid/metadata/{place}"
         yield Case(name=name, kind="metadata", data=_bytes(document), facts={"place": place})
@@ -217,6 +218,12 @@ def metadata() -> Iterator[Case]:
             change(document)
             data = _bytes(document)
         yield Case(name=f"faulty/{reason}-{number:03}.zarr.json", kind="metadata", data=data, facts=facts)
+    second = documents()
+    for place in (ZERO, ONE):
+        second[place]["codecs"][0]["configuration"].update(bitstream=2, blend=8)
+    for place, document in second.items():
+        name = f"valid/metadata-2/{place}"
+        yield Case(name=name, kind="metadata", data=_bytes(document), facts={"place": place, "bitstream": 2})
 
 
 def _bytes(document: Any) -> bytes:
@@ -320,7 +327,7 @@ CHANGES: Final[list[tuple[str, str, Change | bytes]]] = [
     _array("array-geometry", chunk_grid={"name": "regular", "configuration": {"chunk_shape": [3, 200, 200]}}),
     _array("array-geometry", chunk_grid={"name": "regular", "configuration": {"chunk_shape": [3, 2176, 2176]}}),
     ("array-codec", ZERO, lambda v: v["codecs"][0].update(name="zstd")),
-    _codec("codec-version", bitstream=2),
+    _codec("codec-version", bitstream=3),
     _codec("codec-fields", more=1),
     ("codec-fields", ZERO, lambda v: v["codecs"][0]["configuration"].pop("model")),
     _codec("codec-values", model="sha256:0"),
@@ -333,5 +340,11 @@ CHANGES: Final[list[tuple[str, str, Change | bytes]]] = [
     ("level-size", ONE, lambda v: v.update(shape=[3, 150, 101])),
     ("level-codec", ONE, lambda v: v["codecs"][0]["configuration"].update(quality=51)),
     _array("limit-tiles", shape=[3, 2**31 - 1, 2**31 - 1]),
+    _codec("codec-fields", blend=8),
+    _codec("codec-fields", bitstream=2),
+    _codec("codec-values", bitstream=2, blend=7),
+    _codec("codec-values", bitstream=2, blend=66),
+    _codec("codec-values", bitstream=2, blend=-2),
+    ("level-codec", ONE, lambda v: v["codecs"][0]["configuration"].update(bitstream=2, blend=64)),
 ]
 """Reason, the document's place, and what it is instead or how it is changed. Add at the end only."""

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilecodec.blend.weights import UNIT, axis_weights
-from tilecodec.tiles import TileGrid, TilePosition, Window
+from tilecodec.tiles import Margin, TileGrid, TilePosition, Window
 from tilecodec.tiles.rolling import Block, RollingRows
 
 
@@ -19,13 +19,13 @@ class RowBlender:
 
     Args:
         grid: the level's tiles.
-        overlap: margin the tiles were grown by.
+        share: of the windows, see :class:`~tilecodec.tiles.Margin`; they are blended over all that they share.
         region: the pixels wanted, in the true picture.
     """
 
-    def __init__(self, grid: TileGrid, overlap: int, region: Window) -> None:
-        self._grid, self._overlap, self._region = grid, overlap, region
-        seam = 2 * overlap if len(grid.row_range(region.y0, region.y1, overlap)) > 1 else 0
+    def __init__(self, grid: TileGrid, share: Margin, region: Window) -> None:
+        self._grid, self._margin, self._region = grid, share, region
+        seam = share.seam if len(grid.row_range(region.y0, region.y1, share)) > 1 else 0
         # what the windows above give to the shared rows, in 1/256 grey levels; from left to right replaced by what
         # those of this row give to the rows shared with the ones below
         self._shared = RollingRows(seam, region.width, seam, dtype=np.uint16)
@@ -40,13 +40,14 @@ class RowBlender:
 
     def _begin(self, row: int) -> None:
         """Starts the next row of windows."""
-        grid, overlap, region = self._grid, self._overlap, self._region
-        core, window = grid.core(TilePosition(row, 0)), grid.window(TilePosition(row, 0), overlap)
+        grid, margin, region = self._grid, self._margin, self._region
+        core, window = grid.core(TilePosition(row, 0)), grid.window(TilePosition(row, 0), margin)
         top, bottom = max(window.y0, region.y0), min(window.y1, region.y1)
-        own = max(top, min(core.y0 + overlap, bottom)) if row > 0 else top
-        below = max(core.y1 - overlap, own) if row + 1 < grid.rows and core.y1 - overlap < region.y1 else bottom
+        own = max(top, min(core.y0 + margin.after, bottom)) if row > 0 else top
+        shared = core.y1 - margin.before
+        below = max(shared, own) if row + 1 < grid.rows and shared < region.y1 else bottom
         self._rows = (top - window.y0, own - window.y0, below - window.y0, bottom - window.y0)
-        vertical = axis_weights(window.height, overlap, row > 0, row + 1 < grid.rows)
+        vertical = axis_weights(window.height, margin.seam, margin.seam, row > 0, row + 1 < grid.rows)
         self._weights = vertical[self._rows[0] : self._rows[1], None, None].astype(np.uint32)
         self._left, self._row = None, row
 
@@ -59,13 +60,13 @@ class RowBlender:
         """
         if at.row != self._row:
             self._begin(at.row)
-        grid, overlap, x0 = self._grid, self._overlap, self._region.x0
-        core, window = grid.core(at), grid.window(at, overlap)
+        grid, margin, x0 = self._grid, self._margin, self._region.x0
+        core, window = grid.core(at), grid.window(at, margin)
         left, right = max(window.x0, x0), min(window.x1, self._region.x1)
         # columns shared with the window on the left, own columns, columns shared with the one on the right
-        own = max(left, min(core.x0 + overlap, right)) if at.col > 0 else left
-        end = min(right, max(core.x1 - overlap, own)) if at.col + 1 < grid.cols else right
-        weights = axis_weights(window.width, overlap, at.col > 0, at.col + 1 < grid.cols)[:, None]
+        own = max(left, min(core.x0 + margin.after, right)) if at.col > 0 else left
+        end = min(right, max(core.x1 - margin.before, own)) if at.col + 1 < grid.cols else right
+        weights = axis_weights(window.width, margin.seam, margin.seam, at.col > 0, at.col + 1 < grid.cols)[:, None]
         weights = weights[left - window.x0 : right - window.x0]
         top, middle, below, bottom = self._rows
         y = window.y0 + top

@@ -16,30 +16,32 @@ UNIT = 256
 
 
 @lru_cache(maxsize=16)
-def _ramp(overlap: int) -> NDArray[np.uint16]:
-    """Rising weights over the ``2 * overlap`` pixels around a tile border."""
-    n = 2 * overlap
-    return np.array([round(UNIT * 0.5 * (1 - math.cos(math.pi * (i + 0.5) / n))) for i in range(n)], dtype=np.uint16)
+def _ramp(seam: int, blend: int) -> NDArray[np.uint16]:
+    """The later window's weights over the pixels that two windows share."""
+    spare = (seam - blend) // 2
+    steps = (0.5 * (1 - math.cos(math.pi * (i + 0.5) / blend)) for i in range(blend))
+    return np.array([*[0] * spare, *(round(UNIT * step) for step in steps), *[UNIT] * spare], dtype=np.uint16)
 
 
 @lru_cache(maxsize=64)
-def axis_weights(length: int, overlap: int, rises: bool, falls: bool) -> NDArray[np.uint16]:
+def axis_weights(length: int, seam: int, blend: int, rises: bool, falls: bool) -> NDArray[np.uint16]:
     """A window's weights along one axis.
 
     Args:
         length: window length, pixels, its margins included.
-        overlap: margin the tile was grown by.
-        rises: there is a neighbour before this window; the first ``2 * overlap`` pixels are shared with it.
+        seam: pixels shared with each neighbour.
+        blend: pixels in the middle of them over which weights change; both are even.
+        rises: there is a neighbour before this window.
         falls: there is one after it.
 
     Returns:
         uint16 (length,) in 0..256; with the neighbours' weights they sum to 256 at every pixel.
     """
     weights = np.full(length, UNIT, dtype=np.uint16)
-    if overlap:
+    if seam:
         if rises:
-            weights[: 2 * overlap] = _ramp(overlap)
+            weights[:seam] = _ramp(seam, blend)
         if falls:
-            weights[length - 2 * overlap :] = UNIT - _ramp(overlap)
+            weights[length - seam :] = UNIT - _ramp(seam, blend)
     weights.setflags(write=False)
     return weights

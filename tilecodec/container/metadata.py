@@ -14,6 +14,8 @@ from tilecodec.container.conventions import geo_attributes
 from tilecodec.container.document import DOCUMENT, load_document
 from tilecodec.container.rules import (
     AXES,
+    BITSTREAM,
+    CODEC_FIELDS,
     CODEC_NAME,
     FORMAT_VERSION,
     array_faults,
@@ -26,7 +28,7 @@ from tilecodec.container.store import ByteStore
 from tilecodec.errors import ContainerError, IncompleteContainerError
 from tilecodec.limits import DEFAULT_LIMITS, Limits
 from tilecodec.source import Georeference
-from tilecodec.tiles import TileGrid, TilePosition
+from tilecodec.tiles import Margin, TileGrid, TilePosition, Window
 
 _EPSG: Final = re.compile(r"EPSG:([0-9]{1,9})")
 
@@ -35,8 +37,9 @@ _EPSG: Final = re.compile(r"EPSG:([0-9]{1,9})")
 class CodecConfiguration:
     """The codec's configuration in every level array: all that decoding needs beside the model."""
 
-    bitstream: int = 1
-    """Version of chunk and payload layout."""
+    bitstream: int = BITSTREAM
+    """Version of the codec: 1, windows reach over all four sides of their tiles; 2, above and on the left alone, and
+    are blended over less than they share."""
     model: str
     """``sha256:`` and the hash of the model file."""
     quality: float
@@ -46,13 +49,29 @@ class CodecConfiguration:
     stride: int
     """The model's hyper-latent stride, pixels."""
     overlap: int
-    """Margin of neighbouring latents a tile is decoded with, pixels."""
+    """Half of what neighbouring windows share, pixels."""
+    blend: int
+    """Pixels in the middle of it over which they are blended; in bitstream 1, all."""
     halo: int
     """Margin of pixels a tile was analysed with. Not needed for decoding."""
 
+    @property
+    def margin(self) -> Margin:
+        """Neighbouring latents that a tile is decoded with.
+
+        Windows that begin above and on the left of their tile and end with it are made of four tiles, not of nine.
+        """
+        return Margin(self.overlap, self.overlap) if self.bitstream == 1 else Margin(2 * self.overlap, 0)
+
+    @property
+    def share(self) -> Margin:
+        """What of the decoded windows is a part of the picture: the rest has no weight."""
+        margin, spare = self.margin, (2 * self.overlap - self.blend) // 2
+        return Margin(margin.before - spare, margin.after - spare)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {name: getattr(self, name) for name in CODEC_FIELDS[self.bitstream]}
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> CodecConfiguration:
@@ -62,7 +81,12 @@ class CodecConfiguration:
             NotAContainerError: fields or values that break the format's rules.
         """
         _raise_first(codec_faults(data, where))
-        return cls(**data)
+        return cls.from_sound(data)
+
+    @classmethod
+    def from_sound(cls, data: Mapping[str, Any]) -> CodecConfiguration:
+        """:meth:`from_dict` of what has no faults."""
+        return cls(**{"blend": 2 * data["overlap"], **data})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +119,14 @@ class LevelLayout:
     def chunk_cols(self) -> int:
         """Columns of chunks."""
         return -(-self.grid.width // self.chunk_side)
+
+    def window(self, at: TilePosition) -> Window:
+        """What a tile is decoded as a part of, in the padded picture."""
+        return self.grid.window(at, self.codec.margin)
+
+    def share(self, at: TilePosition) -> Window:
+        """What of a tile's window is a part of the picture, which is padded."""
+        return self.grid.window(at, self.codec.share)
 
     def tiles_of(self, chunk_row: int, chunk_col: int) -> tuple[int, int]:
         """Tile rows and columns that a chunk holds."""
@@ -336,7 +368,7 @@ def make_layout(
         stamp: the document's, from before it was read.
         number: see :attr:`LevelLayout.number`.
     """
-    codec = CodecConfiguration(**array["codecs"][0]["configuration"])
+    codec = CodecConfiguration.from_sound(array["codecs"][0]["configuration"])
     _, height, width = array["shape"]
     side = array["chunk_grid"]["configuration"]["chunk_shape"][1]
     grid = TileGrid(height, width, codec.tile, codec.stride)

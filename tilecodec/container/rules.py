@@ -18,9 +18,14 @@ from tilecodec.errors import ContainerError, IncompleteContainerError, NotAConta
 from tilecodec.limits import Limits
 
 FORMAT_VERSION: Final = 1
-BITSTREAM: Final = 1
+BITSTREAM: Final = 2
+"""What is written; older ones are read."""
 CODEC_NAME: Final = "tilecodec.dit_ic"
-CODEC_FIELDS: Final = ("bitstream", "model", "quality", "tile", "stride", "overlap", "halo")
+CODEC_FIELDS: Final = {
+    1: ("bitstream", "model", "quality", "tile", "stride", "overlap", "halo"),
+    2: ("bitstream", "model", "quality", "tile", "stride", "overlap", "blend", "halo"),
+}
+"""Of the codec's configuration, by bitstream."""
 AXES: Final = ("c", "y", "x")
 MAX_SIDE: Final = (1 << 31) - 1
 MAX_CHUNK_TILES: Final = 16
@@ -317,21 +322,23 @@ def codec_faults(configuration: Any, where: str) -> Iterator[ContainerError]:
     """Faults of the codec's configuration, which may be anything."""
     if not isinstance(configuration, dict):
         configuration = {}
-    if is_integer(configuration.get("bitstream")) and configuration["bitstream"] != BITSTREAM:
+    bitstream = configuration.get("bitstream")
+    if is_integer(bitstream) and bitstream not in CODEC_FIELDS:
         yield NotAContainerError(
             "the container was written by a newer version",
-            got=configuration["bitstream"],
-            expected=BITSTREAM,
+            got=bitstream,
+            expected=f"1 to {BITSTREAM}",
             where=where,
             hint="Update tilecodec",
             reason="codec-version",
         )
         return
-    if set(configuration) != set(CODEC_FIELDS):
+    fields = CODEC_FIELDS[bitstream if is_integer(bitstream) else BITSTREAM]
+    if set(configuration) != set(fields):
         yield NotAContainerError(
             "the codec's configuration has other fields",
             got=sorted(map(str, configuration)),
-            expected=sorted(CODEC_FIELDS),
+            expected=sorted(fields),
             where=where,
             reason="codec-fields",
         )
@@ -348,7 +355,9 @@ def codec_faults(configuration: Any, where: str) -> Iterator[ContainerError]:
 
 def _wrong_values(given: dict[str, Any]) -> dict[str, str]:
     """Names of configuration fields whose values are out of range, and what is expected of them."""
-    model, quality, tile, stride, overlap, halo = (given[name] for name in CODEC_FIELDS[1:])
+    model, quality, tile, stride, overlap, halo = (
+        given[name] for name in ("model", "quality", "tile", "stride", "overlap", "halo")
+    )
 
     def within(value: Any, least: int, most: int) -> bool:
         return is_integer(value) and least <= value <= most
@@ -365,6 +374,9 @@ def _wrong_values(given: dict[str, Any]) -> dict[str, str]:
         checks["tile"] = (fits, f"a multiple of the stride, {stride}, up to {MAX_TILE}")
         fits = within(overlap, 0, stride // 2) and overlap % (stride // 4) == 0
         checks["overlap"] = (fits, f"a multiple of {stride // 4} up to {stride // 2}")
+        if fits and "blend" in given:
+            blend = given["blend"]
+            checks["blend"] = (within(blend, 0, 2 * overlap) and blend % 2 == 0, f"an even number up to {2 * overlap}")
     return {name: expected for name, (ok, expected) in checks.items() if not ok}
 
 

@@ -23,8 +23,8 @@ from tilecodec.decoder.tiles import (
     TileCaches,
     TileFetcher,
     assemble,
+    cached_rows,
     decoding_bytes,
-    foot_rows,
     tiles_together,
 )
 from tilecodec.decoder.windows import DecodedWindow, decode_window
@@ -87,17 +87,14 @@ class SharedWork:
 
 def _window_sides(layout: LevelLayout) -> tuple[int, int]:
     """The most rows and columns of a window."""
-    side = layout.grid.tile + 2 * layout.codec.overlap
+    side = layout.grid.tile + layout.codec.margin.seam
     return min(side, layout.grid.padded_height), min(side, layout.grid.padded_width)
 
 
 def _rows_bytes(layout: LevelLayout, model: CodecModel) -> int:
-    """Bytes of the decoded tiles that windows in order need, and of their feet, within reason: a row, and those about
-    it."""
-    side = layout.grid.tile // model.config.y_stride
-    rows = side + foot_rows(layout, model)
-    tile = 2 * model.config.codec.y_channels * rows * side * model.dtype.itemsize
-    return min(max((layout.grid.cols + 16) * tile, 16 << 20), 256 << 20)
+    """Bytes of the decoded tiles that windows in order need, and of their feet, within reason."""
+    row = 2 * model.config.codec.y_channels * (layout.grid.tile // model.config.y_stride) * model.dtype.itemsize
+    return min(max(sum(cached_rows(layout, model)) * row, 16 << 20), 256 << 20)
 
 
 class LevelDecoder:
@@ -155,20 +152,23 @@ class LevelDecoder:
                 expected=f"a part of {self.height} rows and {self.width} columns",
                 where=f"level {self.layout.path}",
             )
-        grid, overlap = self.layout.grid, self.layout.codec.overlap
+        grid, share = self.layout.grid, self.layout.codec.share
         region = Window(y0, y1, x0, x1)
-        tile_rows, tile_cols = grid.row_range(y0, y1, overlap), grid.col_range(x0, x1, overlap)
-        together = tiles_together(self.layout) if len(tile_rows) * len(tile_cols) <= FEW_WINDOWS else 1
+        cols = grid.col_range(x0, x1, share)
+        few = len(grid.row_range(y0, y1, share)) * len(cols) <= FEW_WINDOWS
         windows = self._windows_of(
-            (TilePosition(row, col) for row in tile_rows for col in tile_cols), region, together=together
+            ((at, self.layout.share(at).meet(region)) for at in grid.windows_of(region, share)),
+            together=tiles_together(self.layout) if few else 1,
         )
-        blender = RowBlender(grid, overlap, region)
+        blender = RowBlender(grid, share, region)
         with contextlib.closing(blender), contextlib.closing(windows):
             for number, (position, pixels) in enumerate(windows, start=1):
                 if number % WINDOWS_TIDY == 0:
                     give_back_freed_memory()
                 # from the top down, all that is still needed of this tile lies under the windows of the next row
                 self.fetcher.shrink(TilePosition(position.row, position.col - 1))
+                if position.col == cols[-1]:
+                    self.fetcher.shrink(position)
                 block = blender.add(position, self._beside(position, region) if pixels is None else pixels)
                 if block.pixels.size:
                     self._colour(block)
@@ -177,27 +177,26 @@ class LevelDecoder:
     @property
     def block_rows(self) -> int:
         """The most rows of a block."""
-        return self.layout.grid.tile + self.layout.codec.overlap
+        return self.layout.grid.tile + self.layout.codec.share.before
 
     def _windows_of(
-        self, positions: Iterable[TilePosition], region: Window, *, together: int = 1
+        self, parts: Iterable[tuple[TilePosition, Window]], *, together: int = 1
     ) -> Generator[tuple[TilePosition, NDArray[np.uint8] | None]]:
-        """The parts of decoded windows that lie in the region, in order, None for lost tiles. The next ones' networks
-        run ahead of the reader, and the entropy decoding of those after them ahead of the networks."""
+        """Parts of decoded windows, in order, None for lost tiles. The next ones' networks run ahead of the reader, and
+        the entropy decoding of those after them ahead of the networks."""
         ahead = POOL.workers + 2
-        coming = iter(positions)
-        expected: deque[TilePosition] = deque()
+        coming = iter(parts)
+        expected: deque[tuple[TilePosition, Window]] = deque()
         fetching: deque[tuple[TilePosition, Window, DecodedWindow | _Tiles]] = deque()
         running: deque[tuple[TilePosition, Callable[[], NDArray[np.uint8] | None]]] = deque()
         try:
             while True:
                 while len(fetching) < (ahead if together == 1 else FEW_WINDOWS):
                     if not expected:
-                        expected.extend(self._expected(itertools.islice(coming, WINDOWS_READ), region))
+                        expected.extend(self._expected(itertools.islice(coming, WINDOWS_READ)))
                     if not expected:
                         break
-                    position = expected.popleft()
-                    part = self._part(position, region)
+                    position, part = expected.popleft()
                     fetching.append(
                         (position, part, self._known(position, part) or self._requested(position, together))
                     )
@@ -208,21 +207,17 @@ class LevelDecoder:
                 position, window = running.popleft()
                 yield position, window()
         finally:
-            self.fetcher.forget(near for at in expected for near in self._made_of(at))
-
-    def _part(self, at: TilePosition, region: Window) -> Window:
-        """What of a window lies in the region, in the padded picture."""
-        return self.layout.grid.window(at, self.layout.codec.overlap).meet(region)
+            self.fetcher.forget(near for at, _ in expected for near in self._made_of(at))
 
     def _known(self, at: TilePosition, part: Window) -> DecodedWindow | None:
         """What is remembered of a window, where that will do."""
         found = self._shared.windows.get((self.layout.path, at))
         return found if found is not None and found.covers(part) else None
 
-    def _expected(self, positions: Iterable[TilePosition], region: Window) -> list[TilePosition]:
+    def _expected(self, parts: Iterable[tuple[TilePosition, Window]]) -> list[tuple[TilePosition, Window]]:
         """Windows that come next, the bytes of what they are made of on their way."""
-        windows = list(positions)
-        missing = [at for at in windows if self._known(at, self._part(at, region)) is None]
+        windows = list(parts)
+        missing = [at for at, part in windows if self._known(at, part) is None]
         made_of = [(near, near.row < at.row) for at in missing for near in self._made_of(at)]
         self.fetcher.expect(
             dict.fromkeys(near for near, above in made_of if not above),
@@ -232,7 +227,7 @@ class LevelDecoder:
 
     def _made_of(self, at: TilePosition) -> list[TilePosition]:
         """The tiles that a window is made of."""
-        return list(self.layout.grid.neighbours(at)) if self.layout.codec.overlap else [at]
+        return list(self.layout.grid.tiles_of(self.layout.window(at)))
 
     def _requested(self, at: TilePosition, together: int) -> _Tiles:
         """The tiles that a window is made of, on their way; of those above no more than is needed."""
@@ -259,7 +254,7 @@ class LevelDecoder:
 
     def _decode(self, at: TilePosition, part: Window, tiles: dict[TilePosition, DecodedTile]) -> DecodedWindow:
         """A tile's window before blending, or a part of it."""
-        own, window = tiles[at].colour, self.layout.grid.window(at, self.layout.codec.overlap)
+        own, window = tiles[at].colour, self.layout.window(at)
         if own is not None and all(tile.colour == own for tile in tiles.values()):
             pixels = np.empty((window.height, window.width, 3), np.uint8)
             pixels[:] = own
@@ -275,27 +270,23 @@ class LevelDecoder:
         So the tiles around it are as if it had no weight; its own pixels get the fill colour later on. Only what lies
         in the region is filled in, which takes windows that the region takes anyway.
         """
-        grid, place = self.layout.grid, self._part(lost, region)
+        grid, place = self.layout.grid, self.layout.share(lost).meet(region)
         pixels = np.zeros((place.height, place.width, 3), np.uint8)
-        for at in grid.neighbours(lost):
-            core = grid.core(at)
-            y0, y1 = max(core.y0, place.y0), min(core.y1, place.y1)
-            x0, x1 = max(core.x0, place.x0), min(core.x1, place.x1)
-            if at == lost or y0 >= y1 or x0 >= x1:
+        for at in grid.tiles_of(place):
+            if at == lost:
                 continue
-            ((_, own),) = self._windows_of([at], Window(y0, y1, x0, x1))
+            part = grid.core(at).meet(place)
+            ((_, own),) = self._windows_of([(at, part)])
             if own is not None:
-                pixels[y0 - place.y0 : y1 - place.y0, x0 - place.x0 : x1 - place.x0] = own
+                pixels[part.y0 - place.y0 : part.y1 - place.y0, part.x0 - place.x0 : part.x1 - place.x0] = own
         return pixels
 
     def _colour(self, block: Block) -> None:
         """Gives empty and lost tiles their exact colour over their own pixels."""
         grid, (rows, cols) = self.layout.grid, block.pixels.shape[:2]
-        for row in grid.row_range(block.y, block.y + rows, 0):
-            for col in grid.col_range(block.x, block.x + cols, 0):
-                position = TilePosition(row, col)
-                colour = self.fetcher.exact_colour(position)
-                if colour is not None:
-                    core = grid.core(position)
-                    across = slice(max(core.x0 - block.x, 0), core.x1 - block.x)
-                    block.pixels[max(core.y0 - block.y, 0) : core.y1 - block.y, across] = np.array(colour, np.uint8)
+        for position in grid.tiles_of(Window(block.y, block.y + rows, block.x, block.x + cols)):
+            colour = self.fetcher.exact_colour(position)
+            if colour is not None:
+                core = grid.core(position)
+                across = slice(max(core.x0 - block.x, 0), core.x1 - block.x)
+                block.pixels[max(core.y0 - block.y, 0) : core.y1 - block.y, across] = np.array(colour, np.uint8)

@@ -36,14 +36,14 @@ def decode_reference(
         fill: colour of tiles that cannot be decoded; None: such a tile is an error.
     """
     store, layout, model = _open(path, level)
-    grid, overlap = layout.grid, layout.codec.overlap
+    grid, seam, blend = layout.grid, layout.codec.margin.seam, layout.codec.blend
     fetcher = TileFetcher(store, layout, model, caches=TileCaches(CACHE_BYTES, layout, model), fill=fill)
     positions = [TilePosition(row, col) for row in range(grid.rows) for col in range(grid.cols)]
     windows: dict[TilePosition, NDArray[np.uint8]] = {}
     unblended = np.zeros((grid.padded_height, grid.padded_width, 3), np.uint8)
     for at in positions:
-        tiles = {position: fetcher.request(position)() for position in grid.neighbours(at)}
-        window, core = grid.window(at, overlap), grid.core(at)
+        window, core = layout.window(at), grid.core(at)
+        tiles = {position: fetcher.request(position)() for position in grid.tiles_of(window)}
         colours = {tile.colour for tile in tiles.values()}
         if tiles[at].state is TileState.LOST:
             continue
@@ -56,10 +56,10 @@ def decode_reference(
         unblended[core.y0 : core.y1, core.x0 : core.x1] = inside
     total = np.zeros(unblended.shape, np.uint32)
     for at in positions:
-        window = grid.window(at, overlap)
+        window = layout.window(at)
         part = (slice(window.y0, window.y1), slice(window.x0, window.x1))
-        down = axis_weights(window.height, overlap, at.row > 0, at.row + 1 < grid.rows)
-        across = axis_weights(window.width, overlap, at.col > 0, at.col + 1 < grid.cols)
+        down = axis_weights(window.height, seam, blend, at.row > 0, at.row + 1 < grid.rows)
+        across = axis_weights(window.width, seam, blend, at.col > 0, at.col + 1 < grid.cols)
         weights = down[:, None, None].astype(np.uint32) * across[None, :, None]
         total[part] += windows.get(at, unblended[part]) * weights
     picture = ((total + 32768) >> 16).astype(np.uint8)

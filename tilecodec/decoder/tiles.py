@@ -31,6 +31,8 @@ TILES_TOGETHER: Final = 4
 :data:`TOGETHER_SIDE` allows are decoded alone: they take no less time together, and much memory."""
 TOGETHER_SIDE: Final = 1024
 """Side of a square as large as tiles that are decoded together, pixels."""
+TILES_NEAR: Final = 16
+"""Tiles about the windows in work."""
 VALUE_BYTES: Final = 128
 """What entropy decoding takes for a value of the code: 112 measured, results included."""
 TILE_BYTES: Final = 256
@@ -72,7 +74,16 @@ class DecodedTile:
 
 def foot_rows(layout: LevelLayout, model: CodecModel) -> int:
     """Rows of code positions that windows take of the tiles above."""
-    return -(-layout.codec.overlap // model.config.y_stride)
+    return -(-layout.codec.margin.before // model.config.y_stride)
+
+
+def cached_rows(layout: LevelLayout, model: CodecModel) -> tuple[int, int]:
+    """Rows of code positions, as wide as a tile, that windows in order need to be remembered: of tiles, and of feet.
+
+    Tiles are needed until the next window or, where windows reach below, until the next row of them.
+    """
+    tiles = TILES_NEAR + (layout.grid.cols if layout.codec.margin.after else 0)
+    return tiles * (layout.grid.tile // model.config.y_stride), layout.grid.cols * foot_rows(layout, model)
 
 
 def tiles_together(layout: LevelLayout) -> int:
@@ -96,8 +107,8 @@ class TileCaches:
     """
 
     def __init__(self, limit_bytes: int, layout: LevelLayout, model: CodecModel) -> None:
-        rows = foot_rows(layout, model)
-        feet = limit_bytes * rows // (layout.grid.tile // model.config.y_stride + rows)
+        rows, feet_rows = cached_rows(layout, model)
+        feet = limit_bytes * feet_rows // (rows + feet_rows)
         self.tiles: JobCache[tuple[str, TilePosition], DecodedTile] = JobCache(
             limit_bytes - feet, DecodedTile.size_bytes
         )
@@ -163,7 +174,7 @@ class TileFetcher:
         return self._tiles.join(self._key(at), lambda: self._together.submit(at, self._fetch, together))
 
     def request_foot(self, at: TilePosition, together: int = 1) -> Callable[[], DecodedTile]:
-        """:meth:`request` where no more than the lowest rows, as many as the overlap takes, are needed."""
+        """:meth:`request` where no more than the lowest rows, as many as windows below take, are needed."""
         foot = self._feet.get(self._key(at))
         return self.request(at, together) if foot is None else lambda: foot
 
@@ -266,7 +277,7 @@ def assemble(
     At positions of lost neighbours the tile's own latents go on: each takes those of the nearest of the tile's own.
     """
     layout, stride = fetcher.layout, model.config.y_stride
-    window = layout.grid.window(at, layout.codec.overlap)
+    window = layout.window(at)
     shape = (window.height // stride, window.width // stride)
     channels = tiles[at].y_hat.shape[0]
     y_hat, scale = (torch.empty((channels, *shape), dtype=model.dtype) for _ in range(2))

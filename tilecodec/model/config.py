@@ -116,7 +116,10 @@ class TilingConfig:
     """Margins that suit the model, pixels; multiples of its code stride."""
 
     overlap: int = 32
-    """Neighbouring latents a tile is decoded with; at most half the hyper-latent stride."""
+    """Half of the latents that neighbouring windows share; at most half the hyper-latent stride."""
+    blend: int = 8
+    """Pixels in the middle of what they share over which they are blended; even. What is nearer to a window's edge
+    than that is left out where another window has it."""
     halo: int = 64
     """Neighbouring pixels a tile is analysed with."""
 
@@ -140,6 +143,8 @@ class DiTICConfig:
                 raise ModelConfigError(got=0, expected="1 or more", where=where)
         if self.codec.y_channels % 4:
             raise ModelConfigError(got=self.codec.y_channels, expected="a multiple of 4", where="codec.y_channels")
+        if self.tiling.blend % 2:
+            raise ModelConfigError(got=self.tiling.blend, expected="an even number", where="tiling.blend")
         if (self.codec.analysis_aux > 0) != (self.aux_encoder is not None):
             raise ModelConfigError(
                 got=f"analysis_aux={self.codec.analysis_aux}, aux_encoder={self.aux_encoder}",
@@ -262,7 +267,7 @@ def official_config() -> DiTICConfig:
             patch_size=1,
             timestep=999.0,
         ),
-        tiling=TilingConfig(overlap=64, halo=64),
+        tiling=TilingConfig(overlap=64, blend=64, halo=64),
     )
 
 

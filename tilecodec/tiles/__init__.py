@@ -1,5 +1,5 @@
 """Tile geometry, and rows of pixels that wait for their neighbours."""
 
-from tilecodec.tiles.grid import TileGrid, TilePosition, Window
+from tilecodec.tiles.grid import Margin, TileGrid, TilePosition, Window
 
-__all__ = ["TileGrid", "TilePosition", "Window"]
+__all__ = ["Margin", "TileGrid", "TilePosition", "Window"]

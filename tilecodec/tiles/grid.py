@@ -1,14 +1,15 @@
 """The grid of tiles of one pyramid level, and the windows around them.
 
 The picture is padded (edge-replicated) at the bottom and right up to a multiple of the model's hyper-latent stride and
-cut into square tiles; those at the bottom and right may be smaller. Windows are tiles grown by a margin and clipped to
-the padded picture. All coordinates are pixels of the level, ``(y, x)``, half-open.
+cut into square tiles; those at the bottom and right may be smaller. Windows are tiles with a margin, clipped to the
+padded picture. All coordinates are pixels of the level, ``(y, x)``, half-open.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from tilecodec.errors import UsageError
 
@@ -55,6 +56,24 @@ class Window:
     def grow(self, margin: int) -> Window:
         """The window with ``margin`` pixels more on each side."""
         return Window(self.y0 - margin, self.y1 + margin, self.x0 - margin, self.x1 + margin)
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """How far windows reach over the edges of their tiles, pixels; at the picture's edge they end with it."""
+
+    before: int
+    """Above and on the left."""
+    after: int
+    """Below and on the right; negative where windows end before their tiles do."""
+
+    @property
+    def seam(self) -> int:
+        """Rows or columns that two windows beside one another share."""
+        return self.before + self.after
+
+
+NO_MARGIN: Final = Margin(0, 0)
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -116,22 +135,37 @@ class TileGrid:
         """The tile's own pixels that lie in the true picture."""
         return self.core(at).clip(self.height, self.width)
 
-    def window(self, at: TilePosition, margin: int) -> Window:
-        """The tile grown by ``margin``, clipped to the padded picture."""
-        return self.core(at).grow(margin).clip(self.padded_height, self.padded_width)
+    def window(self, at: TilePosition, margin: Margin) -> Window:
+        """The tile with its margin, clipped to the padded picture."""
+        core = self.core(at)
+        return Window(
+            core.y0 - margin.before if at.row else 0,
+            core.y1 + margin.after if at.row + 1 < self.rows else self.padded_height,
+            core.x0 - margin.before if at.col else 0,
+            core.x1 + margin.after if at.col + 1 < self.cols else self.padded_width,
+        )
 
-    def row_range(self, y0: int, y1: int, margin: int) -> range:
+    def row_range(self, y0: int, y1: int, margin: Margin) -> range:
         """Tile rows whose windows meet pixel rows ``y0 <= y < y1``."""
-        first = max(0, (y0 - margin) // self.tile)
-        return range(first, min(self.rows, (y1 - 1 + margin) // self.tile + 1))
+        return _meeting(y0, y1, margin, self.tile, self.rows)
 
-    def col_range(self, x0: int, x1: int, margin: int) -> range:
+    def col_range(self, x0: int, x1: int, margin: Margin) -> range:
         """Tile columns whose windows meet pixel columns ``x0 <= x < x1``."""
-        first = max(0, (x0 - margin) // self.tile)
-        return range(first, min(self.cols, (x1 - 1 + margin) // self.tile + 1))
+        return _meeting(x0, x1, margin, self.tile, self.cols)
 
-    def neighbours(self, at: TilePosition) -> Iterator[TilePosition]:
-        """The tile and those around it that exist, in row-major order."""
-        for row in range(max(0, at.row - 1), min(self.rows, at.row + 2)):
-            for col in range(max(0, at.col - 1), min(self.cols, at.col + 2)):
+    def windows_of(self, part: Window, margin: Margin) -> Iterator[TilePosition]:
+        """The tiles whose windows meet a part of the picture, in row-major order."""
+        cols = self.col_range(part.x0, part.x1, margin)
+        for row in self.row_range(part.y0, part.y1, margin):
+            for col in cols:
                 yield TilePosition(row, col)
+
+    def tiles_of(self, part: Window) -> Iterator[TilePosition]:
+        """The tiles that meet a part of the picture, in row-major order."""
+        return self.windows_of(part, NO_MARGIN)
+
+
+def _meeting(begin: int, end: int, margin: Margin, tile: int, count: int) -> range:
+    """Along one axis, the tiles whose windows meet ``begin <= n < end``."""
+    first, last = (begin - margin.after) // tile, (end - 1 + margin.before) // tile
+    return range(min(max(first, 0), count - 1), min(last, count - 1) + 1)
