@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -309,3 +310,24 @@ def test_reading_without_blocking(containers: dict[str, Path]) -> None:
 
     asyncio.run(cancelled())
     np.testing.assert_array_equal(image[...], whole)
+
+
+MANY_CHUNKS = """
+import sys
+import numpy as np
+import zarr
+zarr.config.set({"threading.max_workers": 2})
+import tilecodec
+got = zarr.open_group(sys.argv[1], mode="r")["0"][...]
+assert np.array_equal(got, tilecodec.open(sys.argv[1], model=sys.argv[2])[...])
+"""
+
+
+def test_zarr_reads_more_chunks_at_once_than_its_loop_has_threads(tmp_path: Path) -> None:
+    """In those threads stores read, too: were chunks decoded there, all would wait for a read that never begins."""
+    model, path = tiny.tiny_model(), tmp_path / "a.zarr"
+    tilecodec.encode(catalogue.case("photo").pixels, path, model=model, tile=128, chunk_tiles=1, levels=1)
+    env = os.environ | {"TILECODEC_HOME": str(tmp_path / "home")}
+    shutil.copytree(model, tmp_path / "home" / "models" / "tiny")
+    command = [sys.executable, "-c", MANY_CHUNKS, str(path), str(model)]
+    subprocess.run(command, check=True, timeout=120, env=env)

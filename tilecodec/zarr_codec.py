@@ -11,7 +11,7 @@ import asyncio
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import numpy as np
 from zarr.abc.codec import ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin
@@ -25,7 +25,7 @@ from tilecodec.container.rules import MAX_CHUNK_TILES
 from tilecodec.container.store import ByteStore
 from tilecodec.entropy.payload import HEADER
 from tilecodec.errors import CorruptTileError, LostTileError, NotAContainerError, UsageError
-from tilecodec.pools import ForkLock
+from tilecodec.pools import ForkLock, Pool
 from tilecodec.tiles import TileGrid
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 CACHE_BYTES = 64 << 20
 """Decoded windows kept per array that plain zarr reads."""
 OPEN_ARRAYS = 16
+_READS: Final = Pool(4, "tilecodec-zarr")
+"""Where chunks are decoded: not in the threads of zarr's event loop, which the reads of stores wait for."""
 
 
 class _OpenArrays:
@@ -121,7 +123,8 @@ class DiTICCodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
         )
 
     async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
-        pixels = await asyncio.to_thread(decode_alone, chunk_bytes.to_bytes(), self.configuration, chunk_spec.shape)
+        decoding = _READS.submit(decode_alone, chunk_bytes.to_bytes(), self.configuration, chunk_spec.shape)
+        pixels = await asyncio.wrap_future(decoding)
         return chunk_spec.prototype.nd_buffer.from_ndarray_like(cast(Any, pixels))
 
     async def _decode_partial_single(
@@ -144,7 +147,8 @@ class DiTICCodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
             return whole[selection]
         assert isinstance(byte_getter, StorePath)
         path, row, col = chunk
-        pixels = await asyncio.to_thread(self._read, byte_getter.store, path, row, col, selection, chunk_spec.shape)
+        reading = _READS.submit(self._read, byte_getter.store, path, row, col, selection, chunk_spec.shape)
+        pixels = await asyncio.wrap_future(reading)
         return chunk_spec.prototype.nd_buffer.from_ndarray_like(cast(Any, pixels))
 
     @staticmethod
