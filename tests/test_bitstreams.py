@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import catalogue
 import numpy as np
@@ -15,8 +17,11 @@ from hypothesis import strategies as st
 
 import tilecodec
 from tilecodec.container.metadata import CodecConfiguration
+from tilecodec.decoder.reader import StoredTile
 from tilecodec.decoder.reference import decode_reference, decode_whole
+from tilecodec.decoder.tiles import TileFetcher
 from tilecodec.metrics import psnr
+from tilecodec.pools import Pool
 from tilecodec.tiles import Margin, TilePosition, Window
 
 FILL = (9, 200, 31)
@@ -100,3 +105,40 @@ def test_json_both_ways(bitstream: int, share: Margin) -> None:
     codec = CodecConfiguration.from_dict(data, "test")
     assert codec.to_dict() == data
     assert codec.share == share
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+@pytest.mark.parametrize("bitstream", [1, 2])
+def test_a_long_read_decodes_every_tile_once(
+    bitstream: int, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no more remembered than is reckoned to be needed."""
+    path = tmp_path / "a.zarr"
+    pixels = np.tile(catalogue.case("photo").pixels[:128, :128], (3, 40, 1))
+    tilecodec.encode(pixels, path, model=tiny.tiny_model(), tile=128, chunk_tiles=4, levels=1)
+    if bitstream == 1:
+        tiny.make_bitstream_1(path)
+    pool = WorkerPool(workers)
+    for place in ("decoder.together", "decoder.engine", "decoder.tiles", "decoder.jobs"):
+        monkeypatch.setattr(f"tilecodec.{place}.POOL", pool)
+    monkeypatch.setattr("tilecodec.decoder.engine.LEAST_CACHED", 0)
+    decoded: list[TilePosition] = []
+    coded = TileFetcher._coded
+
+    def counted(self: TileFetcher, tiles: Sequence[StoredTile]) -> Any:
+        decoded.extend(tile.at for tile in tiles)
+        return coded(self, tiles)
+
+    monkeypatch.setattr(TileFetcher, "_coded", counted)
+    image = tilecodec.open(path, cache_bytes=0)
+    image[...]
+    assert len(set(decoded)) == 120
+    assert len(decoded) <= (120 if bitstream == 2 else 121)
+    decoded.clear()
+    tilecodec.open(path, cache_bytes=0)[:, :, 700:2600]  # some columns alone
+    assert len(decoded) <= len(set(decoded)) + (bitstream == 1)
+
+
+class WorkerPool(Pool):
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers, "workers")

@@ -17,7 +17,7 @@ import tiny
 import tilecodec
 from tilecodec.budget import RESERVE, plan_memory
 from tilecodec.config import DecodeOptions, EncodeOptions, parse_bytes, parse_device_budget
-from tilecodec.decoder.tiles import TILES_NEAR, decoding_bytes
+from tilecodec.decoder.tiles import cached_bytes, decoding_bytes
 from tilecodec.entropy.codec import POOL
 from tilecodec.errors import NotEnoughMemoryError, UsageError
 from tilecodec.memory import peak_memory_bytes, used_memory_bytes
@@ -174,6 +174,5 @@ def test_tiles_and_their_feet_stay_within_the_plan(tmp_path: Path) -> None:
     feet, tiles = fetcher._feet._limit, fetcher._tiles._results._limit
     assert feet > 0
     assert feet + tiles == plan.tiles - POOL.workers * decoding_bytes(decoder.layout, decoder.model)
-    side = 128 // decoder.model.config.y_stride
-    foot = 2 * decoder.layout.codec.overlap // decoder.model.config.y_stride
-    assert feet / tiles == pytest.approx(decoder.layout.grid.cols * foot / (TILES_NEAR * side), rel=1e-3)
+    wanted = cached_bytes(decoder.layout, decoder.model)
+    assert feet / tiles == pytest.approx(wanted[1] / wanted[0], rel=1e-3)

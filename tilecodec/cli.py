@@ -230,7 +230,7 @@ def _info(arguments: argparse.Namespace) -> int:
         ("bytes", f"{info.bytes:,}"),
         ("rate", f"{info.bpp:.3f} bpp"),
         ("model", f"{info.model} (sha256:{info.model_sha256[:12]}), quality {info.quality:g}"),
-        ("tiles", f"{info.tile} px, overlap {info.overlap} px, halo {info.halo} px"),
+        ("tiles", f"{info.tile} px, overlap {info.overlap} px, blend {info.blend} px, halo {info.halo} px"),
     ]
     if info.pixel_size_um is not None:
         rows.append(("pixel size", " × ".join(f"{size:g}" for size in reversed(info.pixel_size_um)) + " µm"))

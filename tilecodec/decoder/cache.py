@@ -39,6 +39,12 @@ class BoundedCache(Generic[K, V]):
             self._items.move_to_end(key)
             return found[0]
 
+    def peek(self, key: K) -> V | None:
+        """The value; it stays as old as it is."""
+        with self._lock:
+            found = self._items.get(key)
+            return None if found is None else found[0]
+
     def put(self, key: K, value: V, size_bytes: int) -> None:
         """Holds a value, dropping the oldest beyond the limit."""
         with self._lock:

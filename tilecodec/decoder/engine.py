@@ -23,7 +23,7 @@ from tilecodec.decoder.tiles import (
     TileCaches,
     TileFetcher,
     assemble,
-    cached_rows,
+    cached_bytes,
     decoding_bytes,
     tiles_together,
 )
@@ -42,6 +42,9 @@ WINDOWS_READ: Final = 32
 FEW_WINDOWS: Final = 16
 """A region of so many is a small one: all its tiles are asked for first, and some decoded together. In longer reads,
 where windows keep the threads busy, that gains nothing, and blocks of more sizes would leave holes in the memory."""
+LEAST_CACHED: Final = 16 << 20
+MOST_CACHED: Final = 256 << 20
+"""Bytes of decoded tiles, and of their feet."""
 WINDOWS_TIDY: Final = 32
 """Windows after which freed memory is given back."""
 
@@ -93,8 +96,7 @@ def _window_sides(layout: LevelLayout) -> tuple[int, int]:
 
 def _rows_bytes(layout: LevelLayout, model: CodecModel) -> int:
     """Bytes of the decoded tiles that windows in order need, and of their feet, within reason."""
-    row = 2 * model.config.codec.y_channels * (layout.grid.tile // model.config.y_stride) * model.dtype.itemsize
-    return min(max(sum(cached_rows(layout, model)) * row, 16 << 20), 256 << 20)
+    return min(max(sum(cached_bytes(layout, model)), LEAST_CACHED), MOST_CACHED)
 
 
 class LevelDecoder:
@@ -268,7 +270,7 @@ class LevelDecoder:
         """What is blended in place of a lost tile's window: each pixel as in the window of the tile it belongs to.
 
         So the tiles around it are as if it had no weight; its own pixels get the fill colour later on. Only what lies
-        in the region is filled in, which takes windows that the region takes anyway.
+        in the region is filled in, which takes windows beside the lost one.
         """
         grid, place = self.layout.grid, self.layout.share(lost).meet(region)
         pixels = np.zeros((place.height, place.width, 3), np.uint8)

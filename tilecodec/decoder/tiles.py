@@ -19,7 +19,7 @@ from tilecodec.decoder.failures import FailedTiles
 from tilecodec.decoder.jobs import JobCache
 from tilecodec.decoder.reader import StoredTile, TileReader, check_model
 from tilecodec.decoder.together import Together
-from tilecodec.entropy.codec import TileLatent
+from tilecodec.entropy.codec import POOL, TileLatent
 from tilecodec.entropy.model import CodecModel, LatentWindow
 from tilecodec.errors import TileCodecError, TileError
 from tilecodec.limits import DEFAULT_LIMITS, Limits
@@ -31,8 +31,8 @@ TILES_TOGETHER: Final = 4
 :data:`TOGETHER_SIDE` allows are decoded alone: they take no less time together, and much memory."""
 TOGETHER_SIDE: Final = 1024
 """Side of a square as large as tiles that are decoded together, pixels."""
-TILES_NEAR: Final = 16
-"""Tiles about the windows in work."""
+TILES_NEAR: Final = 6
+"""Tiles about the windows in work, beside two for each thread."""
 VALUE_BYTES: Final = 128
 """What entropy decoding takes for a value of the code: 112 measured, results included."""
 TILE_BYTES: Final = 256
@@ -77,13 +77,16 @@ def foot_rows(layout: LevelLayout, model: CodecModel) -> int:
     return -(-layout.codec.margin.before // model.config.y_stride)
 
 
-def cached_rows(layout: LevelLayout, model: CodecModel) -> tuple[int, int]:
-    """Rows of code positions, as wide as a tile, that windows in order need to be remembered: of tiles, and of feet.
+def cached_bytes(layout: LevelLayout, model: CodecModel) -> tuple[int, int]:
+    """Bytes of the tiles, and of the feet, that windows in order need to be remembered.
 
-    Tiles are needed until the next window or, where windows reach below, until the next row of them.
+    Tiles are needed until the windows that run ahead have come past them or, where windows reach below, until the next
+    row of windows; feet until then.
     """
-    tiles = TILES_NEAR + (layout.grid.cols if layout.codec.margin.after else 0)
-    return tiles * (layout.grid.tile // model.config.y_stride), layout.grid.cols * foot_rows(layout, model)
+    side, feet_rows = layout.grid.tile // model.config.y_stride, foot_rows(layout, model)
+    row = 2 * model.config.codec.y_channels * side * model.dtype.itemsize
+    tiles = 2 * POOL.workers + TILES_NEAR + (layout.grid.cols if layout.codec.margin.after else 0)
+    return tiles * (side * row + TILE_BYTES), (layout.grid.cols + 1) * (feet_rows * row + TILE_BYTES)
 
 
 def tiles_together(layout: LevelLayout) -> int:
@@ -107,8 +110,8 @@ class TileCaches:
     """
 
     def __init__(self, limit_bytes: int, layout: LevelLayout, model: CodecModel) -> None:
-        rows, feet_rows = cached_rows(layout, model)
-        feet = limit_bytes * feet_rows // (rows + feet_rows)
+        tiles, feet = cached_bytes(layout, model)
+        feet = limit_bytes * feet // (tiles + feet)
         self.tiles: JobCache[tuple[str, TilePosition], DecodedTile] = JobCache(
             limit_bytes - feet, DecodedTile.size_bytes
         )
@@ -175,7 +178,7 @@ class TileFetcher:
 
     def request_foot(self, at: TilePosition, together: int = 1) -> Callable[[], DecodedTile]:
         """:meth:`request` where no more than the lowest rows, as many as windows below take, are needed."""
-        foot = self._feet.get(self._key(at))
+        foot = self._feet.peek(self._key(at))  # those that wait longest are needed soonest
         return self.request(at, together) if foot is None else lambda: foot
 
     def shrink(self, at: TilePosition) -> None:
