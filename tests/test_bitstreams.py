@@ -118,7 +118,7 @@ def test_a_long_read_decodes_every_tile_once(
     tilecodec.encode(pixels, path, model=tiny.tiny_model(), tile=128, chunk_tiles=4, levels=1)
     if bitstream == 1:
         tiny.make_bitstream_1(path)
-    pool = WorkerPool(workers)
+    pool = Pool(workers, "workers")
     for place in ("decoder.together", "decoder.engine", "decoder.tiles", "decoder.jobs"):
         monkeypatch.setattr(f"tilecodec.{place}.POOL", pool)
     monkeypatch.setattr("tilecodec.decoder.engine.LEAST_CACHED", 0)
@@ -137,8 +137,3 @@ def test_a_long_read_decodes_every_tile_once(
     decoded.clear()
     tilecodec.open(path, cache_bytes=0)[:, :, 700:2600]  # some columns alone
     assert len(decoded) <= len(set(decoded)) + (bitstream == 1)
-
-
-class WorkerPool(Pool):
-    def __init__(self, workers: int) -> None:
-        super().__init__(workers, "workers")

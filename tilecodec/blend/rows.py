@@ -24,7 +24,7 @@ class RowBlender:
     """
 
     def __init__(self, grid: TileGrid, share: Margin, region: Window) -> None:
-        self._grid, self._margin, self._region = grid, share, region
+        self._grid, self._share, self._region = grid, share, region
         seam = share.seam if len(grid.row_range(region.y0, region.y1, share)) > 1 else 0
         # what the windows above give to the shared rows, in 1/256 grey levels; from left to right replaced by what
         # those of this row give to the rows shared with the ones below
@@ -40,14 +40,14 @@ class RowBlender:
 
     def _begin(self, row: int) -> None:
         """Starts the next row of windows."""
-        grid, margin, region = self._grid, self._margin, self._region
-        core, window = grid.core(TilePosition(row, 0)), grid.window(TilePosition(row, 0), margin)
+        grid, share, region = self._grid, self._share, self._region
+        core, window = grid.core(TilePosition(row, 0)), grid.window(TilePosition(row, 0), share)
         top, bottom = max(window.y0, region.y0), min(window.y1, region.y1)
-        own = max(top, min(core.y0 + margin.after, bottom)) if row > 0 else top
-        shared = core.y1 - margin.before
-        below = max(shared, own) if row + 1 < grid.rows and shared < region.y1 else bottom
+        own = max(top, min(core.y0 + share.after, bottom)) if row > 0 else top
+        end = core.y1 - share.before
+        below = max(end, own) if row + 1 < grid.rows and end < region.y1 else bottom
         self._rows = (top - window.y0, own - window.y0, below - window.y0, bottom - window.y0)
-        vertical = axis_weights(window.height, margin.seam, margin.seam, row > 0, row + 1 < grid.rows)
+        vertical = axis_weights(window.height, share.seam, share.seam, row > 0, row + 1 < grid.rows)
         self._weights = vertical[self._rows[0] : self._rows[1], None, None].astype(np.uint32)
         self._left, self._row = None, row
 
@@ -60,13 +60,13 @@ class RowBlender:
         """
         if at.row != self._row:
             self._begin(at.row)
-        grid, margin, x0 = self._grid, self._margin, self._region.x0
-        core, window = grid.core(at), grid.window(at, margin)
+        grid, share, x0 = self._grid, self._share, self._region.x0
+        core, window = grid.core(at), grid.window(at, share)
         left, right = max(window.x0, x0), min(window.x1, self._region.x1)
         # columns shared with the window on the left, own columns, columns shared with the one on the right
-        own = max(left, min(core.x0 + margin.after, right)) if at.col > 0 else left
-        end = min(right, max(core.x1 - margin.before, own)) if at.col + 1 < grid.cols else right
-        weights = axis_weights(window.width, margin.seam, margin.seam, at.col > 0, at.col + 1 < grid.cols)[:, None]
+        own = max(left, min(core.x0 + share.after, right)) if at.col > 0 else left
+        end = min(right, max(core.x1 - share.before, own)) if at.col + 1 < grid.cols else right
+        weights = axis_weights(window.width, share.seam, share.seam, at.col > 0, at.col + 1 < grid.cols)[:, None]
         weights = weights[left - window.x0 : right - window.x0]
         top, middle, below, bottom = self._rows
         y = window.y0 + top
